@@ -1,0 +1,165 @@
+"""Embed a sharded corpus into a LanceDB table: what is new or changed, and nothing twice.
+
+python jobs/embed.py --corpus CORPUS --table TABLE [--encoder.path ENCODER]
+
+Run again, it embeds only new and changed documents, removes what is gone, and moves the tag `live`
+to the new version once everything is checked.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import secrets
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+
+from stella_ray import settings
+from stella_ray.encode.models import EncoderSettings, EncoderSpec, find_encoder
+from stella_ray.errors import SettingsError, StellaError
+from stella_ray.pipeline.cells import CorpusColumns
+from stella_ray.pipeline.cluster import PoolSettings, cluster, configure_data, size_pool
+from stella_ray.pipeline.corpus import ShardedCorpus, find_shards, kept_fields
+from stella_ray.pipeline.prepare import Preparation
+from stella_ray.pipeline.report import RejectsFile, RunReport
+from stella_ray.pipeline.run import Guards, Run
+from stella_ray.rows import table_schema
+from stella_ray.storage import absolute
+from stella_ray.table.vectors import VectorTable, open_for_run, table_uri
+
+log = logging.getLogger("stella_ray.embed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedJob:
+    """Embed a sharded corpus into a LanceDB table."""
+
+    corpus: list[str]
+    """Files, folders or globs of shards: parquet, jsonl (.gz, .zst), csv (.gz, .zst)."""
+    table: str
+    """DIR/NAME: the table NAME of the LanceDB database in DIR."""
+    doc_id_column: str = "id"
+    """Column of ids, text or integers; an id stands for one document."""
+    text_column: str = "text"
+    """Column of texts."""
+    keep_columns: list[str] = field(default_factory=list)
+    """Columns to store beside the vector, as words or separated by commas."""
+    store_text: bool = True
+    """Whether the table holds the text; searching shows snippets of it."""
+    vector_type: Literal["float32", "float16"] = "float32"
+    """Numbers of the stored vectors; float16 takes half the space."""
+    encoder: EncoderSettings = field(default_factory=EncoderSettings)
+    pool: PoolSettings = field(default_factory=PoolSettings)
+    rebuild: bool = False
+    """Embed everything anew into a new version, with whatever encoder; `live` serves on meanwhile."""
+    max_delete_fraction: float = 0.2
+    """Largest share of the table's documents that one run may delete; a broken listing must not empty it."""
+    max_reject_fraction: float = 0.0
+    """Largest share of rows that may be rejected before the run fails."""
+    report: str | None = None
+    """Where to write a second copy of report.json."""
+
+    def __post_init__(self) -> None:
+        """Refuse what can't hold."""
+        for name in ("max_delete_fraction", "max_reject_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise SettingsError(f"{name} {getattr(self, name)} is no share; expected 0 to 1")
+
+    @property
+    def columns(self) -> CorpusColumns:
+        """The corpus's columns."""
+        kept = [name.strip() for item in self.keep_columns for name in item.split(",")]
+        return CorpusColumns(
+            doc_id=self.doc_id_column,
+            text=self.text_column,
+            kept=tuple(dict.fromkeys(name for name in kept if name)),
+        )
+
+
+def run(job: EmbedJob) -> RunReport:
+    """Find encoder, shards and table; then embed on the cluster; then publish."""
+    began = datetime.datetime.now(datetime.timezone.utc)
+    check_paths(job)
+    uri = table_uri(absolute(job.table))
+    there = VectorTable.open_if_there(uri)
+    shards = find_shards(job.corpus)
+    log.info("%s shards, %s bytes", f"{len(shards):,}", f"{sum(s.bytes for s in shards):,}")
+    spec = find_encoder(job.encoder)
+    same_schema = there is not None and not job.rebuild
+    kept = kept_fields(shards, job.columns, there.dataset.schema if same_schema and there else None)
+    schema = table_schema(kept, job.store_text, spec.dim, pa.type_for_alias(job.vector_type))
+    table = open_for_run(uri, there, schema, encoder_metadata(job, spec), rebuild=job.rebuild)
+
+    run_id = f"{began:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+    folder = f"{uri.rpartition('/')[0]}/runs/{run_id}"
+    report = RunReport(run_id, uri, spec.fingerprint, settings.shown(job))
+    places = [f"{folder}/report.json", *([absolute(job.report)] if job.report else [])]
+    how = Preparation(
+        kept=tuple(kept), store_text=job.store_text, spec=spec, digest=spec.fingerprint["digest"]
+    )
+    try:
+        with report.stage("total"), cluster(), RejectsFile(f"{folder}/rejects.jsonl") as rejects:
+            pool = size_pool(job.pool)
+            configure_data(job.pool, pool)
+            report.pool = str(pool)
+            log.info("run %s: %s", run_id, pool)
+            Run(
+                corpus=ShardedCorpus(shards, job.columns, kept),
+                table=table,
+                how=how,
+                encoder=job.encoder,
+                settings=job.pool,
+                pool=pool,
+                guards=Guards(
+                    max_delete_fraction=job.max_delete_fraction,
+                    max_reject_fraction=job.max_reject_fraction,
+                ),
+                report=report,
+                rejects=rejects,
+            ).execute()
+    except StellaError as error:
+        report.outcome = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        report.save(*places)
+    print(report)
+    print(f"report: {places[0]}")
+    return report
+
+
+def check_paths(job: EmbedJob) -> None:
+    """Refuse relative paths where the job was submitted to a cluster."""
+    for place in job.corpus:
+        settings.refuse_relative(corpus=place)
+    settings.refuse_relative(table=job.table, report=job.report)
+    if job.encoder.path.startswith("."):
+        settings.refuse_relative(**{"encoder.path": job.encoder.path})
+
+
+def encoder_metadata(job: EmbedJob, spec: EncoderSpec) -> dict[str, object]:
+    """What the table remembers of its encoder: the fingerprint, and how a search opens it again."""
+    path = job.encoder.path
+    if Path(path).expanduser().is_dir():
+        path = absolute(path)
+    again = {
+        key: value
+        for key, value in asdict(job.encoder).items()
+        if key in ("revision", "max_tokens", "pooling", "query_prefix", "passage_prefix", "prefix")
+        and value is not None
+    }
+    return {**spec.fingerprint, "open": {"path": path, **again}}
+
+
+def main() -> None:
+    """Read the settings first: a typo costs nothing."""
+    job = settings.read_settings(EmbedJob, about=(__doc__ or "").split("\n\n")[0])
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    log.info("settings: %s", settings.shown(job))
+    run(job)
+
+
+if __name__ == "__main__":
+    settings.run_job(main)

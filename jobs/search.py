@@ -1,0 +1,111 @@
+"""Find documents in the published version of a table.
+
+python jobs/search.py --table TABLE --query "…" [--limit 5] [--filter "category = '天文'"] [--json true]
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from stella_ray import settings
+from stella_ray.encode.encoder import Encoder
+from stella_ray.encode.models import EncoderSettings
+from stella_ray.errors import ModelMismatch, SettingsError
+from stella_ray.storage import absolute
+from stella_ray.table.search import open_live, search
+from stella_ray.table.vectors import VectorTable, table_uri
+
+SNIPPET = 60
+"""Characters of a text that a hit shows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchJob:
+    """Find documents in the published version of a table."""
+
+    table: str
+    """DIR/NAME, as it was embedded."""
+    query: str
+    """What to look for; the encoder's query prefix is put before it."""
+    limit: int = 10
+    """Hits at most."""
+    filter: str | None = None
+    """SQL over the table's columns that a hit must meet, as in: category = '天文'."""
+    json: bool = False
+    """One JSON object a hit and line instead of a table for people."""
+    encoder_path: str | None = None
+    """Where the table's encoder is now, if it moved."""
+    device: str = "cpu"
+    """Where the query is encoded."""
+
+    def __post_init__(self) -> None:
+        """Refuse what can't hold."""
+        if self.limit < 1:
+            raise SettingsError(f"limit {self.limit} must be 1 or more")
+        if not self.query.strip():
+            raise SettingsError("the query is empty; expected some words")
+
+
+def run(job: SearchJob) -> list[dict[str, Any]]:
+    """Encode the query with the table's own encoder and search what is live."""
+    table = open_live(table_uri(absolute(job.table)))
+    vector = table_encoder(table, job).embed([job.query], prefix="query")[0]
+    hits = search(table, vector, job.limit, job.filter)
+    if job.json:
+        for hit in hits:
+            print(json.dumps(hit, ensure_ascii=False, default=str))
+    else:
+        show(hits)
+    return hits
+
+
+def table_encoder(table: VectorTable, job: SearchJob) -> Encoder:
+    """Open the encoder that the table remembers.
+
+    Raises:
+        ModelMismatch: what is found there now is another encoder.
+    """
+    own = table.encoder()
+    how = dict(own["open"])
+    if job.encoder_path:
+        how["path"] = job.encoder_path
+    encoder = Encoder(EncoderSettings(**how, device=job.device))
+    if encoder.spec.fingerprint["digest"] != own["digest"]:
+        raise ModelMismatch(
+            f"{table.uri} holds vectors of {own['name']} ({own['digest']}), {how['path']} is now another"
+            f" encoder ({encoder.spec.fingerprint['digest']}); say where the table's own is with --encoder_path"
+        )
+    return encoder
+
+
+def show(hits: list[dict[str, Any]]) -> None:
+    """Print the hits as a table."""
+    shown = Table(show_lines=False)
+    titled = any("title" in hit for hit in hits)
+    for name in ("id", "score", *(["title"] if titled else []), "snippet"):
+        shown.add_column(name, overflow="fold")
+    for hit in hits:
+        snippet = " ".join((hit.get("text") or "").split())
+        snippet = snippet[:SNIPPET] + ("…" if len(snippet) > SNIPPET else "")
+        title = [str(hit.get("title") or "")] if titled else []
+        shown.add_row(hit["doc_id"], f"{hit['score']:.4f}", *title, snippet)
+    # Hits may hold anything, brackets too: nothing in them is markup.
+    Console(markup=False, width=None if sys.stdout.isatty() else 120).print(shown)
+
+
+def main() -> None:
+    """Read the settings first: a typo costs nothing."""
+    job = settings.read_settings(SearchJob, about=(__doc__ or "").split("\n\n")[0])
+    logging.basicConfig(level=logging.WARNING)
+    run(job)
+
+
+if __name__ == "__main__":
+    settings.run_job(main)

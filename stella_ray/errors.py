@@ -1,0 +1,69 @@
+"""The errors a person can mend, as a tree; each ends a job with one line and its own exit code.
+
+    StellaError                 1
+    ├── SettingsError           2   a flag, preset or environment variable; the cluster is too small
+    ├── CorpusError             3   a shard that can't be read, or isn't what the settings say
+    ├── ModelError              4   an encoder that can't be found, loaded or used
+    │   └── ModelMismatch       4   the table was made by another encoder
+    ├── TableError              5   the table can't be opened, written or searched
+    └── IncompleteRun           6   the run ended without everything in place; nothing was published
+
+A message holds what was found, what was expected and what to do. Anything that is not a
+`StellaError` is a bug and shows its traceback.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class StellaError(Exception):
+    """What a person can mend; the message is one line."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class SettingsError(StellaError):
+    """A setting that can't hold, found before Ray or a device is touched."""
+
+    exit_code = 2
+
+
+class CorpusError(StellaError):
+    """A shard that can't be read or isn't what the settings say."""
+
+    exit_code = 3
+
+
+class ModelError(StellaError):
+    """An encoder that can't be found, loaded or used."""
+
+    exit_code = 4
+
+
+class ModelMismatch(ModelError):
+    """The table was made by another encoder."""
+
+
+class TableError(StellaError):
+    """A table that can't be opened, written or searched."""
+
+    exit_code = 5
+
+
+class IncompleteRun(StellaError):
+    """A run that ended without everything in place; the published version is as it was."""
+
+    exit_code = 6
+
+
+def stella_error_in(error: BaseException | None) -> StellaError | None:
+    """Find the `StellaError` that a chain of wrappers (Ray's, mostly) ends in, if there is one."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, StellaError):
+            return error
+        seen.add(id(error))
+        # Ray keeps the worker's exception in `.cause`; Python in `__cause__` and `__context__`.
+        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
+    return None

@@ -1,0 +1,1 @@
+"""How good the encoder is: C-MTEB and long-text retrieval."""

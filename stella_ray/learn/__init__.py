@@ -1,0 +1,1 @@
+"""How the encoder improves, in torch: the fine-tuning recipe."""

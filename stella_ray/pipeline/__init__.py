@@ -1,0 +1,1 @@
+"""Rows in motion, on Ray: shards in, receipts out."""

@@ -1,0 +1,158 @@
+"""The cluster: connect to the named one or start a local one, and size the pools to fit it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+import ray.data
+
+from stella_ray.errors import SettingsError
+
+CPUS_PER_CPU_ENCODER = 4
+"""Cores of one encoder where there is no GPU: beyond about four, torch gains little from one more."""
+
+TASK_CPUS = 0.5
+"""What reading and writing tasks ask for beside CPU encoders; bookkeeping only, so that two logical
+CPUs hold one encoder and both kinds of task (Ray Data waits silently for what can't be had)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolSettings:
+    """How the cluster is used; 0 means: by what the cluster has."""
+
+    encoders: int = 0
+    """Encoder actors; 0: one a GPU, without GPUs one for every four CPUs."""
+    gpus_per_encoder: float = 0.0
+    """GPUs of an encoder; 0: one if the cluster has any. A fraction lets several share a GPU."""
+    cpus_per_encoder: float = 0.0
+    """CPUs of an encoder; 0: one beside a GPU, else an even share of what tasks leave over."""
+    window_rows: int = 0
+    """Rows that are ordered by length together; 0: 8,192 on GPUs, 512 on CPUs (about a minute's work)."""
+    rows_per_commit: int = 1_000_000
+    """Rows between two commits: roughly what a dead driver costs."""
+    seconds_per_commit: float = 60.0
+    """Seconds after which written rows are committed even if they are fewer."""
+    actor_restarts: int = 4
+    """Times an encoder may die before the run gives up: a bad machine must end in an error, not a loop."""
+    no_progress_seconds: int = 900
+    """Seconds without a finished block after which the run gives up."""
+
+    def __post_init__(self) -> None:
+        """Refuse what can't hold."""
+        for name in ("encoders", "gpus_per_encoder", "cpus_per_encoder", "window_rows"):
+            if getattr(self, name) < 0:
+                raise SettingsError(
+                    f"pool.{name} {getattr(self, name)} is negative; expected 0 (auto) or more"
+                )
+        for name in ("rows_per_commit", "seconds_per_commit", "no_progress_seconds"):
+            if getattr(self, name) <= 0:
+                raise SettingsError(f"pool.{name} {getattr(self, name)} must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """The pools as sized for this cluster."""
+
+    encoders: int
+    gpus_per_encoder: float
+    cpus_per_encoder: float
+    task_cpus: float
+    threads: int
+    window_rows: int
+    block_bytes: int
+    actor_restarts: int
+
+    def __str__(self) -> str:
+        """A line for people."""
+        kind = (
+            f"{self.gpus_per_encoder:g} GPU" if self.gpus_per_encoder else f"{self.threads} threads"
+        )
+        return f"{self.encoders} encoder{'s' * (self.encoders > 1)} with {kind} each"
+
+
+@contextmanager
+def cluster() -> Iterator[None]:
+    """Connect to the cluster that RAY_ADDRESS names (`ray job submit` sets it), else start a local one."""
+    address = os.environ.get("RAY_ADDRESS", "local")
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    local: dict[str, object] = {}
+    if address == "local":
+        # Unset, Ray 2.60 writes a token file that makes later `ray start` clusters refuse their users.
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        local = {"num_cpus": max(2, os.cpu_count() or 2), "include_dashboard": False}
+    try:
+        ray.init(address=address, logging_level=logging.WARNING, **local)
+    except (ConnectionError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise SettingsError(
+            f"the Ray cluster at {address} can't be reached ({reason}); check RAY_ADDRESS and, where the"
+            " cluster uses tokens, RAY_AUTH_MODE=token"
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def size_pool(settings: PoolSettings) -> Pool:
+    """Size the pools for the cluster we are connected to.
+
+    Raises:
+        SettingsError: the cluster lacks CPUs or GPUs for what is asked; a silent wait otherwise.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus = sum(node.get("CPU", 0.0) for node in nodes)
+    gpus = sum(node.get("GPU", 0.0) for node in nodes)
+    per_gpu = settings.gpus_per_encoder or (1.0 if gpus else 0.0)
+    if per_gpu:
+        encoders = settings.encoders or max(1, int(gpus / per_gpu))
+        each, task_cpus = settings.cpus_per_encoder or 1.0, 1.0
+    else:
+        encoders = settings.encoders or max(1, int(cpus // CPUS_PER_CPU_ENCODER))
+        task_cpus = TASK_CPUS
+        each = settings.cpus_per_encoder or max(0.5, (cpus - 2 * task_cpus) / encoders)
+    if per_gpu * encoders > gpus:
+        raise SettingsError(
+            f"{encoders} encoders with {per_gpu:g} GPU each need {per_gpu * encoders:g} GPUs, the cluster has"
+            f" {gpus:g}; lower --pool.encoders or --pool.gpus_per_encoder"
+        )
+    needed = each * encoders + 2 * task_cpus
+    if needed > cpus:
+        raise SettingsError(
+            f"{encoders} encoders with {each:g} CPUs each and the tasks beside them need {needed:g} CPUs, the"
+            f" cluster has {cpus:g}; lower --pool.encoders or --pool.cpus_per_encoder, or add nodes"
+        )
+    if per_gpu == 0 and not any(node.get("CPU", 0.0) >= each for node in nodes):
+        raise SettingsError(
+            f"no node has the {each:g} CPUs of an encoder; lower --pool.cpus_per_encoder"
+        )
+    share = os.cpu_count() or 2 if len(nodes) == 1 else max(node.get("CPU", 0.0) for node in nodes)
+    return Pool(
+        encoders=encoders,
+        gpus_per_encoder=per_gpu,
+        cpus_per_encoder=each,
+        task_cpus=task_cpus,
+        threads=max(1, round(share / max(1.0, encoders / len(nodes)))),
+        window_rows=settings.window_rows or (8_192 if per_gpu else 512),
+        actor_restarts=settings.actor_restarts,
+        block_bytes=(16 << 20) if per_gpu else (1 << 20),
+    )
+
+
+def configure_data(settings: PoolSettings, pool: Pool) -> None:
+    """Set Ray Data's context for this process: bounded blocks, no bars, no endless waiting."""
+    context = ray.data.DataContext.get_current()
+    context.target_max_block_size = pool.block_bytes
+    context.execution_no_progress_timeout_s = settings.no_progress_seconds
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.max_errored_blocks = 0
+    logging.getLogger("ray.data").setLevel(logging.WARNING)

@@ -1,0 +1,233 @@
+"""The corpus: which shards there are, what they keep, and their rows as a Ray Dataset."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow as pa
+import ray.data
+from ray.data import Dataset
+
+from stella_ray.errors import CorpusError, SettingsError
+from stella_ray.pipeline.cells import CorpusColumns, missing_columns
+from stella_ray.pipeline.cluster import Pool
+from stella_ray.pipeline.lines import first_json_types
+from stella_ray.pipeline.shards import (
+    COMPRESSIONS,
+    FORMATS,
+    Shard,
+    arrow_rows,
+    is_text,
+    parquet_schema,
+    read_shard,
+    reading,
+    shard_format,
+)
+from stella_ray.rows import RESERVED
+from stella_ray.storage import absolute, filesystem
+
+log = logging.getLogger(__name__)
+
+_READABLE = f"{', '.join(FORMATS)} (each but parquet also with {' or '.join(COMPRESSIONS)})"
+
+
+def find_shards(corpus: Sequence[str]) -> list[Shard]:
+    """List the shards of files, folders and globs, each once, ordered by path.
+
+    A folder is searched to its depth; names that start with `.` or `_` and files of other formats
+    in it are passed over, the latter with a word in the log.
+
+    Raises:
+        CorpusError: nothing there, or a file that is named but can't be read here.
+    """
+    found: dict[str, Shard] = {}
+    for item in corpus:
+        for shard in _shards_of(absolute(item)):
+            found[shard.path] = shard
+    if not found:
+        raise CorpusError("--corpus names no shard; give files, folders or globs")
+    return [found[path] for path in sorted(found)]
+
+
+def _shards_of(item: str) -> list[Shard]:
+    store, path = filesystem(item)
+    scheme = item.partition("://")[0] + "://" if "://" in item else ""
+    try:
+        if store.isfile(path):
+            infos, named = [store.info(path)], True
+        elif store.isdir(path):
+            infos, named = list(store.find(path, detail=True).values()), False
+            infos = [i for i in infos if not _hidden(i["name"], path)]
+        elif any(c in path for c in "*?["):
+            infos = list(store.glob(path, detail=True).values())
+            infos, named = [i for i in infos if i["type"] == "file"], True
+        else:
+            raise CorpusError(f"{item}: no such file or folder; check --corpus")
+    except PermissionError as error:
+        raise CorpusError(f"{item}: can't be listed ({error}); check its permissions") from None
+    if not infos:
+        kind = "no file matches this pattern" if named else "the folder holds no file"
+        raise CorpusError(f"{item}: {kind}; check --corpus")
+    readable = [info for info in infos if shard_format(info["name"])]
+    other = [info["name"] for info in infos if not shard_format(info["name"])]
+    if other and named:
+        raise CorpusError(f"{other[0]}: not a format that is read here; expected {_READABLE}")
+    if not readable:
+        raise CorpusError(
+            f"{item}: none of its {len(other)} files is a shard; expected {_READABLE}"
+        )
+    if other:
+        log.warning(
+            "%s: passed over %d files that aren't shards, %s first", item, len(other), other[0]
+        )
+    return [Shard(f"{scheme}{info['name']}", int(info["size"])) for info in readable]
+
+
+def _hidden(name: str, below: str) -> bool:
+    return any(part.startswith((".", "_")) for part in Path(name).relative_to(below).parts)
+
+
+def kept_fields(
+    shards: Sequence[Shard], columns: CorpusColumns, there: pa.Schema | None
+) -> list[pa.Field]:
+    """The kept columns with their types: the table's own, else what the first shard of each format has.
+
+    Where formats disagree, text is taken: csv has nothing else.
+
+    Raises:
+        SettingsError: a name that the table needs for itself.
+        CorpusError: a shard that was looked at can't be read or lacks a column.
+    """
+    for name in columns.kept:
+        if name in RESERVED:
+            raise SettingsError(
+                f"--keep_columns {name}: the table needs this name for itself; rename the column in the"
+                f" corpus (taken: {', '.join(sorted(RESERVED))})"
+            )
+    if not columns.kept:
+        return []
+    if there is not None and all(name in there.names for name in columns.kept):
+        return [pa.field(name, there.field(name).type) for name in columns.kept]
+    first_of = {shard_format(shard.path): shard for shard in reversed(shards)}
+    seen = [_first_types(shard, columns) for shard in first_of.values()]
+    out = []
+    for name in columns.kept:
+        kinds = {types[name] for types in seen} - {pa.null()}
+        out.append(pa.field(name, kinds.pop() if len(kinds) == 1 else pa.string()))
+    return out
+
+
+def _first_types(shard: Shard, columns: CorpusColumns) -> dict[str, pa.DataType]:
+    form, compression = shard_format(shard.path) or ("", None)
+    if form == "csv":
+        return dict.fromkeys(columns.kept, pa.string())
+    if form == "jsonl":
+        with reading(shard.path, form) as file:
+            return first_json_types(file, compression, columns.kept)
+    schema = parquet_schema(shard.path)
+    if missing := [name for name in columns.all if name not in schema.names]:
+        raise missing_columns(shard.path, missing, schema.names)
+    return {name: _stored(schema.field(name).type) for name in columns.kept}
+
+
+def _stored(kind: pa.DataType) -> pa.DataType:
+    """The type a parquet column gets in the table: dictionaries and wide strings become plain ones."""
+    if pa.types.is_dictionary(kind):
+        return _stored(kind.value_type)
+    return pa.string() if is_text(kind) else kind
+
+
+class Corpus(Protocol):
+    """Where rows come from."""
+
+    bytes: int
+    """Size, for the time left; 0 if unknown."""
+
+    def rows(self, pool: Pool) -> Dataset:
+        """The rows as blocks of the schema `rows.source`; the same rows each time it is called."""
+        ...
+
+    def shard_name(self, number: int) -> str:
+        """What the rejects call shard `number`."""
+        ...
+
+
+@dataclass(frozen=True)
+class ShardedCorpus:
+    """A corpus of files: one task a shard, several side by side."""
+
+    shards: Sequence[Shard]
+    columns: CorpusColumns
+    kept: Sequence[pa.Field]
+
+    @property
+    def bytes(self) -> int:
+        """The size of all shards."""
+        return sum(shard.bytes for shard in self.shards)
+
+    def rows(self, pool: Pool) -> Dataset:
+        """See `Corpus.rows`."""
+        items = [
+            {"number": i, "path": shard.path, "bytes": shard.bytes}
+            for i, shard in enumerate(self.shards)
+        ]
+        return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+            read_shards,
+            fn_kwargs={
+                "columns": self.columns,
+                "kept": tuple(self.kept),
+                "window_rows": pool.window_rows,
+            },
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=pool.task_cpus,
+        )
+
+    def shard_name(self, number: int) -> str:
+        """The shard's path."""
+        return self.shards[number].path
+
+
+def read_shards(
+    block: pa.Table, columns: CorpusColumns, kept: Sequence[pa.Field], window_rows: int
+) -> Iterator[pa.Table]:
+    """Yield the windows of the shards that `block` lists (number, path, bytes)."""
+    for item in block.to_pylist():
+        shard = Shard(item["path"], item["bytes"])
+        yield from read_shard(shard, item["number"], columns, kept, window_rows)
+
+
+@dataclass(frozen=True)
+class DatasetCorpus:
+    """A corpus that is a Ray Dataset already; its rows have no place, so rejects name only their ids.
+
+    It is read a second time where an id stands for several texts, and must then give the same rows.
+    """
+
+    dataset: Dataset
+    columns: CorpusColumns
+    kept: Sequence[pa.Field]
+    bytes: int = 0
+
+    def rows(self, pool: Pool) -> Dataset:
+        """See `Corpus.rows`."""
+        return self.dataset.map_batches(
+            dataset_rows,
+            fn_kwargs={"columns": self.columns, "kept": tuple(self.kept)},
+            batch_size=pool.window_rows,
+            batch_format="pyarrow",
+            num_cpus=pool.task_cpus,
+        )
+
+    def shard_name(self, number: int) -> str:  # noqa: ARG002 - one name for all
+        """A dataset has no shards."""
+        return "dataset"
+
+
+def dataset_rows(block: pa.Table, columns: CorpusColumns, kept: Sequence[pa.Field]) -> pa.Table:
+    """A block of a user's dataset as rows of the schema `rows.source`."""
+    return arrow_rows("the dataset", block, columns, kept)

@@ -1,0 +1,278 @@
+"""Shards of lines: JSON Lines and CSV, read as a stream."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+import orjson
+import pyarrow as pa
+
+from stella_ray.errors import CorpusError
+from stella_ray.pipeline.cells import CorpusColumns, as_type, missing_columns, not_utf8
+
+LONGEST_FIELD = 2**31 - 1
+"""csv's own limit of 131,072 characters a field is below a long document."""
+
+LINES_FOR_TYPES = 256
+"""Lines looked at for the types of kept columns."""
+
+_JSON_TYPES = {
+    str: "text",
+    int: "a number",
+    float: "a number",
+    bool: "true or false",
+    dict: "an object",
+    list: "a list",
+}
+
+
+@dataclass
+class Lines:
+    """The lines of a window, one entry a row: id, text and kept cells as read, or a reason."""
+
+    rows: list[int] = field(default_factory=list)
+    doc_ids: list[str | None] = field(default_factory=list)
+    texts: list[str | None] = field(default_factory=list)
+    kept: list[tuple[Any, ...]] = field(default_factory=list)
+    reasons: list[str | None] = field(default_factory=list)
+    bytes: int = 0
+
+    def add(
+        self, row: int, doc_id: Any, text: Any, kept: tuple[Any, ...], reason: str | None
+    ) -> None:
+        """Add a row; what isn't text becomes null with a reason."""
+        checked_id, id_fault = _checked_id(doc_id)
+        checked_text, text_fault = _checked_text(text)
+        self.rows.append(row)
+        self.doc_ids.append(checked_id)
+        self.texts.append(checked_text)
+        self.kept.append(kept)
+        self.reasons.append(reason or text_fault or id_fault)
+
+    def table(self, kept: Sequence[pa.Field]) -> pa.Table:
+        """The window as a table: row, doc_id, text, kept columns, reason."""
+        cells = {
+            column.name: as_type([values[i] for values in self.kept], column, self.reasons)
+            for i, column in enumerate(kept)
+        }
+        return pa.table(
+            {
+                "row": pa.array(self.rows, pa.int64()),
+                "doc_id": pa.array(self.doc_ids, pa.string()),
+                "text": pa.array(self.texts, pa.string()),
+                **cells,
+                "reason": pa.array(self.reasons, pa.string()),
+            }
+        )
+
+
+def _checked_id(doc_id: Any) -> tuple[str | None, str | None]:
+    if isinstance(doc_id, int) and not isinstance(doc_id, bool):
+        return str(doc_id), None
+    if doc_id is None or isinstance(doc_id, str):
+        return _checked_text(doc_id, "id", errors="replace")
+    return (
+        None,
+        f"the id is {_JSON_TYPES.get(type(doc_id), type(doc_id).__name__)}, expected text or an integer",
+    )
+
+
+def _checked_text(
+    text: Any, name: str = "text", errors: str | None = None
+) -> tuple[str | None, str | None]:
+    if text is None:
+        return None, None
+    if not isinstance(text, str):
+        return (
+            None,
+            f"the {name} is {_JSON_TYPES.get(type(text), type(text).__name__)}, expected text",
+        )
+    if text.isascii():
+        return text, None
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return text.encode(errors=errors).decode() if errors else None, not_utf8(name, error)
+    return text, None
+
+
+def opened(file: IO[bytes], compression: str | None) -> IO[bytes]:
+    """The file's bytes, decompressed as a stream; several members or frames behind one another count."""
+    if compression == "gzip":
+        return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]
+    if compression == "zstd":
+        return io.BufferedReader(pa.input_stream(file, compression="zstd"))  # type: ignore[type-var]
+    return file
+
+
+def position(file: IO[bytes]) -> int | None:
+    """Bytes of the shard read so far; None at its end, where Arrow's decompression has closed it."""
+    return None if file.closed else file.tell()
+
+
+def read_jsonl(
+    path: str,
+    file: IO[bytes],
+    compression: str | None,
+    columns: CorpusColumns,
+    kept: Sequence[pa.Field],
+    limits: tuple[int, int],
+) -> Iterator[tuple[pa.Table, int | None]]:
+    """Yield windows and the shard's bytes read so far; a row's number is its line's, from 0.
+
+    Raises:
+        CorpusError: no line of the first window is an object, has a column, or has text where text
+            is expected.
+    """
+    lines, objects = Lines(), _Objects()
+    first = True
+    for number, line in enumerate(opened(file, compression)):
+        line = line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
+        if not line.strip():
+            continue
+        item, reason = _json_object(line)
+        cells = tuple(item.get(column.name) for column in kept)
+        lines.add(number, item.get(columns.doc_id), item.get(columns.text), cells, reason)
+        lines.bytes += len(line)
+        if first:
+            objects.add(item, columns, reason)
+        if len(lines.rows) >= limits[0] or lines.bytes >= limits[1]:
+            if first:
+                objects.check(path, columns)
+            yield lines.table(kept), position(file)
+            lines, first = Lines(), False
+    if lines.rows:
+        if first:
+            objects.check(path, columns)
+        yield lines.table(kept), position(file)
+
+
+def first_json_types(
+    file: IO[bytes], compression: str | None, names: Sequence[str]
+) -> dict[str, pa.DataType]:
+    """The Arrow types of these columns in a shard's first lines; text where they disagree."""
+    values: dict[str, list[Any]] = {name: [] for name in names}
+    for line in itertools.islice(opened(file, compression), LINES_FOR_TYPES):
+        item, _ = _json_object(line)
+        for name in names:
+            values[name].append(item.get(name))
+    types = {}
+    for name, cells in values.items():
+        try:
+            types[name] = pa.array(cells).type
+        except (pa.ArrowException, ValueError, TypeError):
+            types[name] = pa.string()
+    return types
+
+
+def _json_object(line: bytes) -> tuple[dict[str, Any], str | None]:
+    try:
+        item = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        try:
+            line.decode()
+        except UnicodeDecodeError as bad:
+            return _what_is_readable(line), not_utf8("line", bad)
+        return _what_is_readable(line), f"not a line of JSON ({error})"
+    if not isinstance(item, dict):
+        return {}, f"the line is {_JSON_TYPES.get(type(item), 'null')}, expected a JSON object"
+    return item, None
+
+
+def _what_is_readable(line: bytes) -> dict[str, Any]:
+    """A faulty line's object as far as the forgiving parser gets, so that the reject can name its id."""
+    try:
+        item = json.loads(line.decode(errors="replace"))
+    except ValueError:
+        return {}
+    return item if isinstance(item, dict) else {}
+
+
+@dataclass
+class _Objects:
+    """What the first window's objects hold, to tell a wrong setting from a wrong row."""
+
+    keys: dict[str, None] = field(default_factory=dict)
+    types: dict[str, set[type]] = field(default_factory=dict)
+    sound: int = 0
+    fault: str = ""
+
+    def add(self, item: dict[str, Any], columns: CorpusColumns, reason: str | None) -> None:
+        if reason:
+            self.fault = self.fault or reason
+            return
+        self.sound += 1
+        self.keys.update(dict.fromkeys(item))
+        for name in (columns.doc_id, columns.text):
+            if item.get(name) is not None:
+                self.types.setdefault(name, set()).add(type(item[name]))
+
+    def check(self, path: str, columns: CorpusColumns) -> None:
+        if not self.sound:
+            raise CorpusError(f"{path}: {self.fault}; expected one JSON object on each line")
+        if missing := [name for name in columns.all if name not in self.keys]:
+            raise missing_columns(path, missing, list(self.keys))
+        for name, expected, wanted in (
+            (columns.text, {str}, "text"),
+            (columns.doc_id, {str, int}, "text or integers as ids"),
+        ):
+            types = self.types.get(name, set())
+            if types and not types & expected:
+                found = ", ".join(sorted(_JSON_TYPES.get(kind, kind.__name__) for kind in types))
+                raise CorpusError(
+                    f"{path}: column {name} is {found}, expected {wanted};"
+                    " convert it, or name another column"
+                )
+
+
+def read_csv(
+    path: str,
+    file: IO[bytes],
+    compression: str | None,
+    columns: CorpusColumns,
+    kept: Sequence[pa.Field],
+    limits: tuple[int, int],
+) -> Iterator[tuple[pa.Table, int | None]]:
+    """Yield windows and the shard's bytes read so far; rows count from 0 behind the header.
+
+    Quotes, commas and line ends in cells as RFC 4180 has them; UTF-8 with or without a mark.
+
+    Raises:
+        CorpusError: a column is missing.
+        csv.Error: the quotes don't match.
+    """
+    csv.field_size_limit(LONGEST_FIELD)
+    # surrogateescape keeps bytes that aren't UTF-8, so that their row can be told from its neighbours.
+    text = io.TextIOWrapper(
+        opened(file, compression), encoding="utf-8-sig", errors="surrogateescape", newline=""
+    )
+    reader = csv.reader(text, strict=True)
+    header = next(reader, [])
+    if missing := [name for name in columns.all if name not in header]:
+        raise missing_columns(path, missing, header)
+    doc_at, text_at = header.index(columns.doc_id), header.index(columns.text)
+    kept_at = [header.index(column.name) for column in kept]
+    lines, row = Lines(), 0
+    for cells in reader:
+        if not cells:
+            continue  # an empty line is no row
+        reason = None
+        if len(cells) != len(header):
+            reason = f"{len(cells)} cells where the header has {len(header)}"
+            cells = (cells + [""] * len(header))[: len(header)]
+        kept_cells = tuple(cells[i] for i in kept_at)
+        lines.add(row, cells[doc_at] or None, cells[text_at], kept_cells, reason)
+        lines.bytes += len(cells[text_at])
+        row += 1
+        if len(lines.rows) >= limits[0] or lines.bytes >= limits[1]:
+            yield lines.table(kept), position(file)
+            lines = Lines()
+    if lines.rows:
+        yield lines.table(kept), position(file)

@@ -1,0 +1,197 @@
+"""What a run says: a progress line, the rejects file, the summary and report.json."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from types import TracebackType
+from typing import IO, Any
+
+from stella_ray.pipeline.ledger import Counts
+from stella_ray.storage import filesystem, write_json
+
+PACKAGES = (
+    "stella-ray",
+    "ray",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "pyarrow",
+    "lancedb",
+    "pylance",
+)
+
+SECONDS_PER_LINE = 10.0
+"""Between two progress lines where there is no terminal to redraw one on."""
+
+
+@dataclass
+class RunReport:
+    """Everything that report.json holds.
+
+    The rows add up: rows_read = embedded + unchanged + rejected + repeated, and
+    table_rows = embedded + unchanged. `refreshed` rows (kept columns changed, vector kept) are among
+    the unchanged ones; `repeated` rows are the same in all as another; `replaced` counts old rows of
+    changed documents, `deleted` documents that are gone from the corpus.
+    """
+
+    run_id: str
+    table: str
+    encoder: dict[str, Any]
+    settings: dict[str, Any]
+    outcome: str = "unfinished"
+    rows_read: int = 0
+    embedded: int = 0
+    unchanged: int = 0
+    refreshed: int = 0
+    repeated: int = 0
+    rejected: int = 0
+    deleted: int = 0
+    replaced: int = 0
+    truncated: int = 0
+    tokens: int = 0
+    padded_tokens: int = 0
+    table_rows: int = 0
+    version: int | None = None
+    live_before: int | None = None
+    pool: str = ""
+    rejects: str | None = None
+    tokens_per_second: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=lambda: package_versions())
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage of the driver; several times under one name add up."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add_seconds(name, time.perf_counter() - began)
+
+    def add_seconds(self, name: str, seconds: float) -> None:
+        """Add to a stage's seconds."""
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + seconds, 3)
+
+    def count(self, counts: Counts) -> None:
+        """Take over the receipts' sums; read, encode and write seconds are the workers', summed."""
+        for name in ("rows_read", "repeated", "rejected", "truncated", "tokens", "padded_tokens"):
+            setattr(self, name, getattr(counts, name))
+        for name in ("read", "encode", "write"):
+            self.seconds[name] = round(getattr(counts, f"{name}_seconds"), 3)
+
+    def save(self, *places: str) -> None:
+        """Write report.json to each place."""
+        for place in places:
+            write_json(place, asdict(self))
+
+    def __str__(self) -> str:
+        """The summary for people, a few lines."""
+        padding = 1 - self.tokens / self.padded_tokens if self.padded_tokens else 0.0
+        lines = [
+            f"read {self.rows_read:,} rows: {self.embedded:,} embedded, {self.unchanged:,} unchanged"
+            + (f" ({self.refreshed:,} of them refreshed)" if self.refreshed else "")
+            + f", {self.rejected:,} rejected"
+            + (f", {self.repeated:,} repeated" if self.repeated else "")
+            + f"; {self.deleted:,} deleted",
+            f"{self.tokens:,} tokens, {padding:.1%} padding, {self.truncated:,} documents cut at max_tokens,"
+            f" {self.tokens_per_second:,.0f} tokens/s",
+            f"table {self.table}: {self.table_rows:,} rows, version {self.version}"
+            + (f" is live (was {self.live_before})" if self.outcome == "published" else ""),
+        ]
+        if self.rejects:
+            lines.append(f"rejects: {self.rejects}")
+        return "\n".join(lines)
+
+
+def package_versions() -> dict[str, str]:
+    """What the run stood on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # a checkout that was not installed
+            found[name] = "not installed"
+    return found
+
+
+class Progress:
+    """A line that says how far the run is: redrawn on a terminal, now and then elsewhere."""
+
+    def __init__(self, total_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.total_bytes = total_bytes
+        self.clock = clock
+        self.began = self.printed = clock()
+        self.live = sys.stderr.isatty()
+
+    def line(self, counts: Counts) -> str:
+        """Documents, tokens a second and the time left, by the share of the corpus's bytes read."""
+        spent = max(1e-9, self.clock() - self.began)
+        share = min(1.0, counts.shard_bytes / self.total_bytes) if self.total_bytes else 0.0
+        left = f", {_duration(spent / share - spent)} left" if share else ""
+        percent = f" ({share:.0%})" if share else ""
+        return (
+            f"{counts.rows_read:,} documents{percent}, {counts.tokens / spent:,.0f} tokens/s{left}"
+        )
+
+    def show(self, counts: Counts) -> None:
+        """Draw the line if it is time."""
+        now = self.clock()
+        if self.live:
+            sys.stderr.write(f"\r\x1b[K{self.line(counts)}")
+            sys.stderr.flush()
+        elif now - self.printed >= SECONDS_PER_LINE:
+            sys.stderr.write(f"{self.line(counts)}\n")
+            sys.stderr.flush()
+            self.printed = now
+
+    def close(self) -> None:
+        """End the redrawn line."""
+        if self.live:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class RejectsFile:
+    """Rejects as JSON lines (shard, row, id, reason), opened with the first one."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.count = 0
+        self._file: IO[str] | None = None
+
+    def add(self, shard: str, row: int, doc_id: str | None, reason: str) -> None:
+        """Write one; `row` counts from 0, -1 where the corpus knows no places."""
+        if self._file is None:
+            store, path = filesystem(self.uri)
+            store.makedirs(store._parent(path), exist_ok=True)
+            self._file = store.open(path, "w", encoding="utf-8")
+        line = {"shard": shard, "row": row, "id": doc_id, "reason": reason}
+        self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self.count += 1
+
+    def __enter__(self) -> RejectsFile:
+        """Nothing is opened yet."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        """Close it, so that all of it is there."""
+        if self._file is not None:
+            self._file.close()

@@ -1,0 +1,194 @@
+"""A run from its first key to the moved tag: embed what the table lacks, delete what is stale, publish."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+from ray.data.exceptions import ExecutionTimeoutError
+
+from stella_ray.encode.models import EncoderSettings
+from stella_ray.errors import IncompleteRun, stella_error_in
+from stella_ray.pipeline.cluster import Pool, PoolSettings
+from stella_ray.pipeline.corpus import Corpus
+from stella_ray.pipeline.embed import doubled_rows, receipts
+from stella_ray.pipeline.ledger import Ledger
+from stella_ray.pipeline.prepare import Preparation
+from stella_ray.pipeline.report import Progress, RejectsFile, RunReport
+from stella_ray.table.index import tidy
+from stella_ray.table.publish import LIVE, publish, verify
+from stella_ray.table.vectors import VectorTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guards:
+    """What a run must not do, however the corpus looks."""
+
+    max_delete_fraction: float
+    max_reject_fraction: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A corpus on its way into a table.
+
+    `execute` 1. reads the known keys, 2. embeds and commits what is new, 3. settles doubled ids,
+    4. checks the guards, 5. deletes what is stale with the last commit, 6. tidies, verifies, publishes.
+    """
+
+    corpus: Corpus
+    table: VectorTable
+    how: Preparation
+    encoder: EncoderSettings
+    settings: PoolSettings
+    pool: Pool
+    guards: Guards
+    report: RunReport
+    rejects: RejectsFile
+
+    def execute(self) -> None:
+        """Do all of it.
+
+        Raises:
+            IncompleteRun: something is missing; what was written is committed, `live` is as it was.
+            StellaError: a shard, the encoder or the table failed; likewise.
+        """
+        with self.report.stage("known"):
+            ledger = Ledger(self.table.known())
+        try:
+            self._embed(ledger)
+            self._settle_doubled(ledger)
+            self._fill_report(ledger)
+            self._check_guards(ledger)
+            self._last_commit(ledger)
+        finally:
+            self._commit(ledger)  # whatever went wrong, what is written is kept
+            self._fill_report(ledger)
+        self._publish(ledger)
+
+    def _embed(self, ledger: Ledger) -> None:
+        target: dict[str, Any] = {
+            "uri": self.table.uri,
+            "schema": self.table.dataset.schema.remove_metadata(),
+            "run_id": self.report.run_id,
+            "known": ray.put(ledger.known),
+        }
+        progress = Progress(self.corpus.bytes)
+        last_commit = began = time.monotonic()
+        try:
+            for receipt in receipts(self.corpus, self.how, self.encoder, self.pool, target):
+                if "first_receipt" not in self.report.seconds:
+                    self.report.add_seconds("first_receipt", time.monotonic() - began)
+                ledger.add(receipt)
+                self._reject(receipt.column("rejects").to_pylist())
+                late = time.monotonic() - last_commit >= self.settings.seconds_per_commit
+                if ledger.pending_rows >= self.settings.rows_per_commit or late:
+                    self._commit(ledger)
+                    last_commit = time.monotonic()
+                progress.show(ledger.counts)
+        except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
+            raise _as_person_reads_it(error) from error
+        finally:
+            progress.close()
+            self.report.add_seconds("embed", time.monotonic() - began)
+
+    def _reject(self, receipts_rejects: list[list[dict[str, Any]]]) -> None:
+        for rejects in receipts_rejects:
+            for one in rejects:
+                shard = self.corpus.shard_name(one["shard"])
+                self.rejects.add(shard, one["row"], one["doc_id"], one["reason"])
+
+    def _commit(self, ledger: Ledger) -> None:
+        with self.report.stage("commit"):
+            self.table.commit(ledger.pending)
+        ledger.committed()
+
+    def _settle_doubled(self, ledger: Ledger) -> None:
+        """Keep the first row, in the order of the corpus, of an id that stands for several."""
+        documents = ledger.doubled_documents()
+        if not len(documents):
+            return
+        first: dict[str, dict[str, Any]] = {}
+        losing: list[dict[str, Any]] = []
+        with self.report.stage("doubled_ids"):
+            rows = doubled_rows(self.corpus, self.how, self.pool, documents)
+        for row in rows:
+            winner = first.setdefault(row["doc_id"], row)
+            if row["row_key"] != winner["row_key"]:
+                losing.append(row)
+                where = f"{self.corpus.shard_name(winner['shard'])} row {winner['row']}"
+                self.rejects.add(
+                    self.corpus.shard_name(row["shard"]),
+                    row["row"],
+                    row["doc_id"],
+                    f"the id occurs again with a different text or kept column; kept: {where}",
+                )
+        ledger.strike([row["row_key"] for row in losing])
+
+    def _check_guards(self, ledger: Ledger) -> None:
+        counts, report = ledger.counts, self.report
+        if counts.rejected > self.guards.max_reject_fraction * counts.rows_read:
+            raise IncompleteRun(
+                f"{counts.rejected:,} of {counts.rows_read:,} rows were rejected, more than max_reject_fraction"
+                f" {self.guards.max_reject_fraction:g} allows; the rows and reasons are in {self.rejects.uri}."
+                " Mend them, or raise --max_reject_fraction; the published version is as it was"
+            )
+        gone, before = ledger.vanished_documents()
+        if gone > self.guards.max_delete_fraction * before:
+            raise IncompleteRun(
+                f"{gone:,} of the table's {before:,} documents are gone from the corpus, more than"
+                f" max_delete_fraction {self.guards.max_delete_fraction:g} allows to delete; check that --corpus"
+                " is whole, or raise --max_delete_fraction. The published version is as it was"
+            )
+        report.deleted = gone
+
+    def _last_commit(self, ledger: Ledger) -> None:
+        """Add the last fragments and delete the stale rows, in one version where that is possible."""
+        with self.report.stage("commit"):
+            there = ledger.known
+            if not ledger.one_commit_is_enough():
+                self.table.commit(ledger.pending)
+                ledger.committed()
+                there = self.table.known()
+            self.table.commit(ledger.pending, ledger.doomed(there))
+            ledger.committed()
+
+    def _publish(self, ledger: Ledger) -> None:
+        report = self.report
+        if self.table.version != self.table.tagged().get(LIVE):
+            with report.stage("tidy"):
+                tidy(self.table)
+        with report.stage("verify"):
+            expected = ledger.expected()
+            verify(self.table, expected)
+        report.live_before = publish(self.table)
+        report.version, report.table_rows = self.table.version, len(expected)
+        report.outcome = "published"
+
+    def _fill_report(self, ledger: Ledger) -> None:
+        report = self.report
+        report.count(ledger.counts)
+        report.embedded, report.refreshed = ledger.embedded_and_refreshed()
+        report.unchanged = ledger.unchanged + report.refreshed
+        report.repeated = ledger.repeated
+        report.replaced = len(np.setdiff1d(ledger.known.keys, ledger.expected())) - report.deleted
+        report.rejects = self.rejects.uri if self.rejects.count else None
+        spent = report.seconds.get("embed", 0.0)
+        report.tokens_per_second = round(report.tokens / spent, 1) if spent else 0.0
+
+
+def _as_person_reads_it(error: BaseException) -> BaseException:
+    """The one line of a failure on a worker; a bug in our code stays the exception that it is."""
+    known = stella_error_in(error)
+    if known is not None:
+        return known
+    if isinstance(error, ray.exceptions.RayTaskError):
+        return error
+    reason = " ".join(str(error).split())[:300]
+    return IncompleteRun(
+        f"the pipeline broke off ({type(error).__name__}: {reason}); what was committed stays, run it"
+        " again to go on. The published version is as it was"
+    )

@@ -1,0 +1,241 @@
+"""Reading one shard: parquet, jsonl or csv, each row with its place, each fault with its reason.
+
+Our own readers, because Ray's merge files, don't know a row's number and die of one bad line. What
+is wrong with a whole shard raises `CorpusError`; what is wrong with a row becomes its `reason`.
+"""
+
+from __future__ import annotations
+
+import csv
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stella_ray.errors import CorpusError, StellaError
+from stella_ray.pipeline.cells import (
+    CorpusColumns,
+    as_type,
+    empty_shard,
+    missing_columns,
+    valid_utf8,
+)
+from stella_ray.pipeline.lines import read_csv, read_jsonl
+from stella_ray.rows import source
+from stella_ray.storage import filesystem
+
+FORMATS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+
+BYTES_PER_WINDOW = 8 << 20
+"""Text at which a window ends early, so that megabyte documents don't fill the memory."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of a corpus."""
+
+    path: str
+    bytes: int
+
+
+def shard_format(path: str) -> tuple[str, str | None] | None:
+    """The format and compression that a file's name says; None where it isn't one that is read here."""
+    compression = next((c for end, c in COMPRESSIONS.items() if path.endswith(end)), None)
+    stem = path.rpartition(".")[0] if compression else path
+    form = next((form for end, form in FORMATS.items() if stem.endswith(end)), None)
+    return None if form is None or (form == "parquet" and compression) else (form, compression)
+
+
+def read_shard(
+    shard: Shard, number: int, columns: CorpusColumns, kept: Sequence[pa.Field], window_rows: int
+) -> Iterator[pa.Table]:
+    """Yield a shard's rows in windows of the schema `rows.source(kept)`, in constant memory.
+
+    Args:
+        shard: the file.
+        number: its index in the corpus, written into each row.
+        columns: which columns to read.
+        kept: the kept columns as the table has them.
+        window_rows: rows of a window at most.
+
+    Raises:
+        CorpusError: the shard can't be read, is empty, lacks a column, or its text isn't text.
+    """
+    form, compression = shard_format(shard.path) or ("unknown", None)
+    if not shard.bytes:
+        raise empty_shard(shard.path)
+    rows = bytes_before = 0
+    began = time.perf_counter()
+    with reading(shard.path, form) as file:
+        if form == "parquet":
+            windows = _read_parquet(shard, file, columns, kept, window_rows)
+        else:
+            read = read_jsonl if form == "jsonl" else read_csv
+            limits = (window_rows, BYTES_PER_WINDOW)
+            windows = read(shard.path, file, compression, columns, kept, limits)
+        for window, at in windows:
+            bytes_now = shard.bytes if at is None else at
+            spent = time.perf_counter() - began
+            yield _in_source_order(window, number, kept, bytes_now - bytes_before, spent)
+            rows, bytes_before = rows + len(window), bytes_now
+            began = time.perf_counter()
+    if not rows:
+        raise empty_shard(shard.path)
+
+
+@contextmanager
+def reading(path: str, form: str) -> Iterator[IO[bytes]]:
+    """Open a shard; whatever goes wrong while it is read names it.
+
+    Raises:
+        CorpusError: the shard is gone, unreadable or not of its format.
+    """
+    store, inner = filesystem(path)
+    try:
+        with store.open(inner, "rb") as file:
+            yield file
+    except StellaError:
+        raise
+    except FileNotFoundError:
+        raise CorpusError(f"{path}: the shard is gone; it was there when the run began") from None
+    except (OSError, EOFError, zlib.error, pa.ArrowException, csv.Error, UnicodeError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise CorpusError(
+            f"{path}: can't be read as {form} ({reason}); expected a whole file of that format,"
+            " so export it again or take it out of the corpus"
+        ) from None
+
+
+def arrow_rows(
+    where: str, block: pa.Table, columns: CorpusColumns, kept: Sequence[pa.Field]
+) -> pa.Table:
+    """Rows that are in memory already, checked as a parquet shard's are; they have no place (-1).
+
+    Raises:
+        CorpusError: a column is missing, or the text isn't text.
+    """
+    if missing := [name for name in columns.all if name not in block.column_names]:
+        raise missing_columns(where, missing, block.column_names)
+    check_types(where, block.schema, columns)
+    if not len(block):
+        return source(kept).empty_table()
+    window = pa.concat_tables(_parquet_window(b, 0, columns, kept) for b in block.to_batches())
+    window = window.set_column(0, "row", pa.repeat(pa.scalar(-1, pa.int64()), len(window)))
+    return _in_source_order(window, -1, kept, 0.0, 0.0)
+
+
+def _in_source_order(
+    window: pa.Table, number: int, kept: Sequence[pa.Field], size: float, seconds: float
+) -> pa.Table:
+    """Add the shard's number and each row's share of bytes and seconds."""
+    count = max(1, len(window))
+    for name, value, kind in (
+        ("shard", number, pa.int32()),
+        ("shard_bytes", size / count, pa.float32()),
+        ("read_seconds", seconds / count, pa.float32()),
+    ):
+        window = window.append_column(name, pa.repeat(pa.scalar(value, kind), len(window)))
+    schema = source(kept)
+    return window.select(schema.names).cast(schema)
+
+
+def _read_parquet(
+    shard: Shard,
+    file: IO[bytes],
+    columns: CorpusColumns,
+    kept: Sequence[pa.Field],
+    window_rows: int,
+) -> Iterator[tuple[pa.Table, int | None]]:
+    parquet = pq.ParquetFile(file, buffer_size=1 << 20)
+    schema = parquet.schema_arrow
+    if missing := [name for name in columns.all if name not in schema.names]:
+        raise missing_columns(shard.path, missing, schema.names)
+    check_types(shard.path, schema, columns)
+    total = max(1, parquet.metadata.num_rows)
+    widest = max(
+        (
+            g.total_byte_size / max(1, g.num_rows)
+            for g in map(parquet.metadata.row_group, range(parquet.num_row_groups))
+        ),
+        default=1.0,
+    )
+    rows_at_once = int(max(1, min(window_rows, BYTES_PER_WINDOW // max(1.0, widest))))
+    row = 0
+    for batch in parquet.iter_batches(rows_at_once, columns=columns.all):
+        if len(batch):
+            yield (
+                _parquet_window(batch, row, columns, kept),
+                int(shard.bytes * (row + len(batch)) / total),
+            )
+            row += len(batch)
+
+
+def check_types(path: str, schema: pa.Schema, columns: CorpusColumns) -> None:
+    """Check that the text is text, and the id text or an integer.
+
+    Raises:
+        CorpusError: names the file, the column, its type and what was expected.
+    """
+    text, doc_id = (_plain(schema.field(name).type) for name in (columns.text, columns.doc_id))
+    if not is_text(text) and not pa.types.is_null(text):
+        raise CorpusError(
+            f"{path}: column {columns.text} is {text}, expected text (string);"
+            " convert it, or name another with --text_column"
+        )
+    if not is_text(doc_id) and not pa.types.is_integer(doc_id) and not pa.types.is_null(doc_id):
+        raise CorpusError(
+            f"{path}: column {columns.doc_id} is {doc_id}, expected text or integers as ids;"
+            " convert it, or name another with --doc_id_column"
+        )
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds text."""
+    return bool(
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    )
+
+
+def _parquet_window(
+    batch: pa.RecordBatch, row: int, columns: CorpusColumns, kept: Sequence[pa.Field]
+) -> pa.Table:
+    reasons: list[str | None] = [None] * len(batch)
+    ids = valid_utf8(_decoded(batch.column(columns.doc_id)), "id", reasons)
+    texts = valid_utf8(_decoded(batch.column(columns.text)), "text", reasons)
+    cells = {
+        field.name: as_type(_decoded(batch.column(field.name)), field, reasons) for field in kept
+    }
+    return pa.table(
+        {
+            "row": pa.array(range(row, row + len(batch)), pa.int64()),
+            "doc_id": ids,
+            "text": texts,
+            **cells,
+            "reason": pa.array(reasons, pa.string()),
+        }
+    )
+
+
+def _decoded(column: pa.Array) -> pa.Array:
+    """The column without dictionary encoding; strings and integers otherwise as they are."""
+    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+
+
+def parquet_schema(path: str) -> pa.Schema:
+    """A parquet shard's columns, from its footer.
+
+    Raises:
+        CorpusError: it can't be read.
+    """
+    with reading(path, "parquet") as file:
+        return pq.ParquetFile(file).schema_arrow

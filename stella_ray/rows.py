@@ -1,0 +1,222 @@
+"""What a row holds at each station of the flow, and the key that says whether it is known.
+
+    SOURCE    a shard's row as read: id, text and kept columns, or the reason why it can't be used
+    PREPARED  its key, its fate and, where it must be embedded, its token ids
+    EMBEDDED  the same with a vector in place of the token ids
+    RECEIPT   one row for each written block: fragments, counts, and what was seen
+
+Rows of every fate travel together, so that a stage is a function from block to block and each count
+is a sum over rows. A row carries its own share of the costs (`*_seconds`, `shard_bytes`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from stella_ray.errors import CorpusError
+
+FRESH, UNCHANGED, REFRESHED = "fresh", "unchanged", "refreshed"
+REPEATED, REJECTED = "repeated", "rejected"
+"""A row's fate: to be embedded; in the table as it is; in the table, but its kept columns changed
+(the old vector is kept); the same in all as a row before it; not usable."""
+
+KEY_BYTES = 16
+DOC_BYTES, TEXT_BYTES, KEPT_BYTES = 7, 5, 4
+"""The parts of a row_key: 56 bits of the id, 40 of the text under this encoder, 32 of the kept columns.
+
+Parts instead of one hash, so that a key also answers "same document?" (doubled ids) and "same text?"
+(a vector that may stay). A changed text goes unseen with probability 2**-40. Two ids that share
+their 56 bits cost nothing but a look at the real ids.
+"""
+
+ORIGIN = [pa.field("shard", pa.int32()), pa.field("row", pa.int64())]
+"""Where a row came from: index in the list of shards (-1: a Ray Dataset) and row in it, from 0."""
+
+COSTS = [pa.field("shard_bytes", pa.float32()), pa.field("read_seconds", pa.float32())]
+
+REJECT = pa.struct([*ORIGIN, pa.field("doc_id", pa.string()), pa.field("reason", pa.string())])
+
+RECEIPT = pa.schema(
+    [
+        pa.field("fragments", pa.list_(pa.string())),
+        pa.field("rows_read", pa.int64()),
+        pa.field("truncated", pa.int64()),
+        pa.field("tokens", pa.int64()),
+        pa.field("padded_tokens", pa.int64()),
+        pa.field("shard_bytes", pa.float64()),
+        pa.field("read_seconds", pa.float64()),
+        pa.field("encode_seconds", pa.float64()),
+        pa.field("write_seconds", pa.float64()),
+        pa.field("repeated_rows", pa.int64()),
+        pa.field("seen", pa.binary()),
+        pa.field("fresh_keys", pa.binary()),
+        pa.field("refreshed_keys", pa.binary()),
+        pa.field("rejects", pa.list_(REJECT)),
+    ]
+)
+"""`seen`: int64 positions among the known keys; `*_keys`: 16 bytes a written row."""
+
+
+def source(kept: Sequence[pa.Field]) -> pa.Schema:
+    """A shard's rows as read; `reason` is null where nothing is wrong so far."""
+    return pa.schema(
+        [
+            *ORIGIN,
+            pa.field("doc_id", pa.string()),
+            pa.field("text", pa.string()),
+            *kept,
+            pa.field("reason", pa.string()),
+            *COSTS,
+        ]
+    )
+
+
+def prepared(kept: Sequence[pa.Field], store_text: bool, id_type: pa.DataType) -> pa.Schema:
+    """Rows with a fate; `id_type` is uint16 where the vocabulary allows it."""
+    return pa.schema(
+        [
+            *ORIGIN,
+            pa.field("doc_id", pa.string()),
+            *kept,
+            *([pa.field("text", pa.string())] if store_text else []),
+            pa.field("row_key", pa.binary(KEY_BYTES)),
+            pa.field("fate", pa.string()),
+            pa.field("reason", pa.string()),
+            pa.field("known_at", pa.int64()),
+            pa.field("token_ids", pa.list_(id_type)),
+            pa.field("n_tokens", pa.int32()),
+            pa.field("truncated", pa.bool_()),
+            *COSTS,
+        ]
+    )
+
+
+def embedded(prepared_schema: pa.Schema) -> pa.Schema:
+    """Prepared rows after the encoder: `vector` (float32, null unless fresh) for `token_ids`."""
+    rest = [field for field in prepared_schema if field.name != "token_ids"]
+    return pa.schema(
+        [
+            *rest,
+            pa.field("vector", pa.list_(pa.float32())),
+            pa.field("padded_tokens", pa.int32()),
+            pa.field("encode_seconds", pa.float32()),
+        ]
+    )
+
+
+def table_schema(
+    kept: Sequence[pa.Field], store_text: bool, dim: int, vector_type: pa.DataType
+) -> pa.Schema:
+    """The columns of the vector table."""
+    return pa.schema(
+        [
+            pa.field("doc_id", pa.string(), nullable=False),
+            *kept,
+            *([pa.field("text", pa.string())] if store_text else []),
+            pa.field("vector", pa.list_(vector_type, dim)),
+            pa.field("n_tokens", pa.int32()),
+            pa.field("truncated", pa.bool_()),
+            pa.field("row_key", pa.binary(KEY_BYTES)),
+            pa.field("run_id", pa.string()),
+        ]
+    )
+
+
+RESERVED = frozenset(
+    name
+    for schema in (
+        prepared([], True, pa.int32()),
+        embedded(prepared([], True, pa.int32())),
+        table_schema([], True, 1, pa.float32()),
+    )
+    for name in schema.names
+)
+"""Column names that kept columns can't have."""
+
+
+def check(block: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
+    """Order and cast the columns of `block` to `schema`.
+
+    Raises:
+        CorpusError: a column is missing, or can't be cast.
+    """
+    missing = [name for name in schema.names if name not in block.column_names]
+    if missing:
+        raise CorpusError(f"{where}: no column {missing}; it has {block.column_names}")
+    try:
+        return block.select(schema.names).cast(schema)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise CorpusError(f"{where}: {' '.join(str(error).split())}") from None
+
+
+def key_array(block: pa.Table | pa.RecordBatch, column: str = "row_key") -> np.ndarray:
+    """The keys of a block as a NumPy array of 16-byte strings, `S16`."""
+    keys = block.column(column)
+    if isinstance(keys, pa.ChunkedArray):
+        keys = keys.combine_chunks()
+    start = keys.offset * KEY_BYTES
+    data = memoryview(keys.buffers()[1] or b"")[start : start + len(keys) * KEY_BYTES]
+    return np.frombuffer(data, dtype=f"S{KEY_BYTES}")
+
+
+def row_keys(block: pa.Table, kept: Sequence[str], fingerprint: str) -> pa.Array:
+    """The row_key of every row of `block` (columns doc_id, text and `kept`), BLAKE2b in three parts.
+
+    Null ids and texts count as empty; such rows are rejected anyway.
+    """
+    text_hash = hashlib.blake2b(fingerprint.encode(), digest_size=TEXT_BYTES)
+    kept_hashes = _kept_hashes(block, kept)
+    out = bytearray()
+    ids, texts = (_cells(block.column(name)) for name in ("doc_id", "text"))
+    for doc_id, text, kept_hash in zip(ids, texts, kept_hashes, strict=True):
+        out += hashlib.blake2b(doc_id, digest_size=DOC_BYTES).digest()
+        hasher = text_hash.copy()
+        hasher.update(text)
+        out += hasher.digest()
+        out += kept_hash
+    return pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(KEY_BYTES), len(block), [None, pa.py_buffer(bytes(out))]
+    )
+
+
+def _cells(column: pa.ChunkedArray) -> list[memoryview]:
+    """Each cell's bytes, without a copy or a decoding."""
+    cells: list[memoryview] = []
+    for chunk in column.chunks:
+        chunk = chunk.cast(pa.large_string())
+        _, offsets_buffer, data = chunk.buffers()
+        offsets = np.frombuffer(offsets_buffer, np.int64)[
+            chunk.offset : chunk.offset + len(chunk) + 1
+        ]
+        view = memoryview(data or b"")
+        cells += [
+            view[a:b] for a, b in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
+        ]
+    return cells
+
+
+def _kept_hashes(block: pa.Table, kept: Sequence[str]) -> list[bytes]:
+    if not kept:
+        return [bytes(KEPT_BYTES)] * len(block)
+    columns = []
+    for name in kept:
+        column = block.column(name)
+        try:
+            words = pc.cast(column, pa.string())
+        except (pa.ArrowNotImplementedError, pa.ArrowInvalid):  # lists, structs, binary
+            words = pa.chunked_array(
+                [[None if v is None else json.dumps(v, default=str) for v in column.to_pylist()]],
+                pa.string(),
+            )
+        columns.append(pc.fill_null(words, "\x00").combine_chunks())
+    joined = pc.binary_join_element_wise(*columns, "\x1f")
+    return [
+        hashlib.blake2b(cell, digest_size=KEPT_BYTES).digest()
+        for cell in _cells(pa.chunked_array([joined]))
+    ]

@@ -1,0 +1,1 @@
+"""Vectors at rest, in Lance: open, write, commit, publish, search."""

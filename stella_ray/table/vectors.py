@@ -1,0 +1,318 @@
+"""The vector table: one Lance dataset, one encoder; keys out, fragments in, one committer.
+
+Workers write fragments, which nobody sees; the driver alone commits them. Every commit makes a
+version; readers read the one under the tag `live` (publish.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lance
+import numpy as np
+import pyarrow as pa
+from lance.fragment import FragmentMetadata, write_fragments
+
+from stella_ray.errors import ModelMismatch, StellaError, TableError
+from stella_ray.rows import KEY_BYTES, key_array
+
+ENCODER = b"stella_ray.encoder"
+"""Schema metadata: the fingerprint and how to open the encoder for searching, JSON."""
+
+REBUILT_FROM = b"stella_ray.rebuilt_from"
+"""Schema metadata: the live version when a rebuild began, so that a dead rebuild is gone on with."""
+
+ROWS_PER_TAKE = 8_192
+
+
+@contextmanager
+def lance_errors(uri: str, doing: str) -> Iterator[None]:
+    """Turn Lance's errors into one line.
+
+    Raises:
+        TableError: what was being done, to which table, and the first line of Lance's own words.
+    """
+    try:
+        yield
+    except StellaError:
+        raise
+    except (OSError, ValueError, RuntimeError, pa.ArrowException) as error:
+        reason = str(error).strip().split("\n")[0].split(", /")[0][:300]
+        raise TableError(f"{uri}: {doing} failed: {reason}") from error
+
+
+def table_uri(name: str) -> str:
+    """The dataset's place: `DIR/NAME` and `DIR/NAME.lance` both mean what `lancedb.connect(DIR)` calls NAME.
+
+    Raises:
+        TableError: not a name that LanceDB accepts.
+    """
+    folder, _, last = name.rstrip("/").rpartition("/")
+    last = last.removesuffix(".lance")
+    if not folder or not last or not all(c.isascii() and (c.isalnum() or c in "_-.") for c in last):
+        raise TableError(
+            f"--table {name}: expected DIR/NAME, the name of letters, digits, '_', '-' and '.'"
+        )
+    return f"{folder}/{last}.lance"
+
+
+@dataclass(frozen=True)
+class KnownKeys:
+    """The keys of a table's newest version: what need not be embedded again.
+
+    Attributes:
+        version: the version they were read from.
+        keys: sorted, `S16` [rows].
+        addresses: where each row lies, uint64 [rows]; valid until a compaction.
+    """
+
+    version: int
+    keys: np.ndarray
+    addresses: np.ndarray
+
+    def find(self, keys: np.ndarray, prefix_bytes: int = KEY_BYTES) -> np.ndarray:
+        """The position of each key (or of one that starts with the same bytes), -1 if none, int64 [rows]."""
+        if not len(self.keys):
+            return np.full(len(keys), -1, np.int64)
+        wanted = _starts(keys, prefix_bytes)
+        at = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
+        return np.where(_starts(self.keys[at], prefix_bytes) == wanted, at, -1)
+
+
+def _starts(keys: np.ndarray, count: int) -> np.ndarray:
+    """Each key's first `count` bytes, the rest zero: the smallest key that starts with them."""
+    if count == KEY_BYTES:
+        return keys
+    raw = np.array(keys).view(np.uint8).reshape(len(keys), KEY_BYTES)
+    raw[:, count:] = 0
+    return raw.view(f"S{KEY_BYTES}").reshape(-1)
+
+
+class VectorTable:
+    """A table that is open for the one run that writes to it."""
+
+    def __init__(self, uri: str, dataset: lance.LanceDataset) -> None:
+        self.uri = uri
+        self.dataset = dataset
+
+    @classmethod
+    def open(cls, uri: str, version: int | str | None = None) -> VectorTable:
+        """Open the newest version, a numbered one, or the one under a tag.
+
+        Raises:
+            TableError: there is no such table or version.
+        """
+        try:
+            return cls(uri, lance.dataset(uri, version=version))
+        except (ValueError, OSError, RuntimeError) as error:
+            if "was not found" in str(error) and "version" not in str(error).lower():
+                raise TableError(
+                    f"{uri}: no such table; write one with jobs/embed.py --table"
+                ) from None
+            if version is not None:
+                raise TableError(
+                    f"{uri}: no version {version!r}; see jobs/publish.py status --table {uri}"
+                ) from None
+            reason = str(error).strip().split("\n")[0][:200]
+            raise TableError(f"{uri}: not a readable Lance table ({reason})") from None
+
+    @classmethod
+    def open_if_there(cls, uri: str) -> VectorTable | None:
+        """Open the newest version, or None where no table was written yet.
+
+        Raises:
+            TableError: something else is in its place.
+        """
+        try:
+            return cls(uri, lance.dataset(uri))
+        except (ValueError, OSError, RuntimeError) as error:
+            if "was not found" not in str(error):
+                reason = str(error).strip().split("\n")[0][:200]
+                raise TableError(f"{uri}: not a readable Lance table ({reason})") from None
+        local = Path(uri)
+        if "://" not in uri and local.exists() and (not local.is_dir() or any(local.iterdir())):
+            raise TableError(f"{uri}: exists and is not a Lance table; give another --table")
+        return None
+
+    @classmethod
+    def create(cls, uri: str, schema: pa.Schema, encoder: dict[str, Any]) -> VectorTable:
+        """Make an empty table of one encoder."""
+        schema = schema.with_metadata({ENCODER: json.dumps(encoder, ensure_ascii=False).encode()})
+        with lance_errors(uri, "creating the table"):
+            if "://" not in uri:
+                Path(uri).parent.mkdir(parents=True, exist_ok=True)
+            return cls(
+                uri, lance.write_dataset(schema.empty_table(), uri, schema=schema, mode="create")
+            )
+
+    def rebuild(self, schema: pa.Schema, encoder: dict[str, Any]) -> VectorTable:
+        """Start over in a new, empty version, or go on with a rebuild that died; `live` stays as it is."""
+        live = str(self.tagged().get("live", 0)).encode()
+        now = self.dataset.schema.metadata or {}
+        same = self.encoder().get("digest") == encoder["digest"]
+        if now.get(REBUILT_FROM) == live and same and self.dataset.schema.names == schema.names:
+            return self
+        metadata = {ENCODER: json.dumps(encoder, ensure_ascii=False).encode(), REBUILT_FROM: live}
+        return self._commit(
+            lance.LanceOperation.Overwrite(schema.with_metadata(metadata), []),
+            "starting the rebuild",
+        )
+
+    def accept(self, schema: pa.Schema, encoder: dict[str, Any]) -> None:
+        """Check that rows of this schema and encoder belong here.
+
+        Raises:
+            ModelMismatch: the table is another encoder's.
+            TableError: the table has other columns.
+        """
+        own = self.encoder()
+        if own.get("digest") != encoder["digest"]:
+            differs = [
+                k for k in encoder if k not in ("name", "digest") and own.get(k) != encoder[k]
+            ]
+            raise ModelMismatch(
+                f"{self.uri} holds vectors of {own.get('name')} ({own.get('digest')}), this run's encoder is"
+                f" {encoder['name']} ({encoder['digest']}); they differ in {', '.join(differs)}."
+                " Use the table's encoder, another table, or --rebuild to embed everything anew"
+            )
+        have = {field.name: field.type for field in self.dataset.schema}
+        want = {field.name: field.type for field in schema}
+        if have != want:
+            raise TableError(
+                f"{self.uri} has the columns {_columns(have, want)}, this run would write {_columns(want, have)};"
+                " use the same --keep_columns, --store_text and --vector_type, or --rebuild"
+            )
+
+    @property
+    def version(self) -> int:
+        """The number of the version that is open."""
+        return int(self.dataset.version)
+
+    def encoder(self) -> dict[str, Any]:
+        """The fingerprint of the encoder and how to open it for searching.
+
+        Raises:
+            TableError: not a table of this system.
+        """
+        raw = (self.dataset.schema.metadata or {}).get(ENCODER)
+        if raw is None:
+            raise TableError(
+                f"{self.uri}: a Lance table that jobs/embed.py did not write; give another --table"
+            )
+        value: dict[str, Any] = json.loads(raw)
+        return value
+
+    def tagged(self) -> dict[str, int]:
+        """Version numbers by tag."""
+        with lance_errors(self.uri, "reading the tags"):
+            return {name: int(tag["version"]) for name, tag in self.dataset.tags.list().items()}
+
+    def known(self) -> KnownKeys:
+        """Read every row's key and address, 24 bytes a row."""
+        keys, addresses = [], []
+        with lance_errors(self.uri, "reading the keys"):
+            scan = self.dataset.scanner(columns=["row_key"], with_row_address=True)
+            for batch in scan.to_batches():
+                keys.append(key_array(batch).copy())
+                addresses.append(batch.column("_rowaddr").to_numpy())
+        all_keys = np.concatenate([np.empty(0, f"S{KEY_BYTES}"), *keys])
+        order = np.argsort(all_keys, kind="stable")
+        all_addresses = np.concatenate([np.empty(0, np.uint64), *addresses])
+        return KnownKeys(self.version, all_keys[order], all_addresses[order])
+
+    def commit(self, fragments: Sequence[str], doomed: np.ndarray | None = None) -> VectorTable:
+        """Add written fragments and delete the rows at `doomed` addresses, in one version.
+
+        Args:
+            fragments: what `write_rows` returned, JSON.
+            doomed: row addresses, uint64 [rows].
+        """
+        added = [FragmentMetadata.from_json(text) for text in fragments]
+        if doomed is None or not len(doomed):
+            return (
+                self._commit(lance.LanceOperation.Append(added), "adding rows") if added else self
+            )
+        updated, removed = [], []
+        with lance_errors(self.uri, "marking stale rows"):
+            for number in np.unique(doomed >> np.uint64(32)):
+                inside = doomed[doomed >> np.uint64(32) == number]
+                addresses = ", ".join(map(str, inside.tolist()))
+                rest = self.dataset.get_fragment(int(number)).delete(f"_rowaddr IN ({addresses})")
+                if rest is None:
+                    removed.append(int(number))
+                else:
+                    updated.append(rest)
+        return self._commit(
+            lance.LanceOperation.Update(
+                removed_fragment_ids=removed,
+                updated_fragments=updated,
+                new_fragments=added,
+                fields_modified=[],
+            ),
+            "adding rows and deleting stale ones",
+        )
+
+    def _commit(self, operation: Any, doing: str) -> VectorTable:
+        with lance_errors(self.uri, doing):
+            self.dataset = lance.LanceDataset.commit(
+                self.uri, operation, read_version=self.dataset.version
+            )
+        return self
+
+
+def open_for_run(
+    uri: str,
+    there: VectorTable | None,
+    schema: pa.Schema,
+    encoder: dict[str, Any],
+    *,
+    rebuild: bool,
+) -> VectorTable:
+    """Create the table, go on with the one that is there, or start a rebuild of it.
+
+    Raises:
+        ModelMismatch: the table is another encoder's, and no rebuild was asked for.
+        TableError: it has other columns, likewise.
+    """
+    if there is None:
+        return VectorTable.create(uri, schema, encoder)
+    never_filled = not there.tagged() and there.dataset.count_rows() == 0
+    if rebuild or never_filled:
+        there.encoder()  # refuses a table that isn't ours
+        return there.rebuild(schema, encoder)
+    there.accept(schema, encoder)
+    return there
+
+
+def _columns(these: dict[str, Any], those: dict[str, Any]) -> str:
+    differing = [f"{name} ({kind})" for name, kind in these.items() if those.get(name) != kind]
+    return ", ".join(differing) or "none beyond those"
+
+
+def write_rows(block: pa.Table, uri: str) -> list[str]:
+    """Write rows of the table's schema as fragments that a commit will add; runs on a worker.
+
+    Returns:
+        One JSON text for each fragment, a few hundred bytes.
+    """
+    with lance_errors(uri, "writing rows"):
+        fragments = write_fragments(block, uri, mode="append", schema=block.schema)
+    return [json.dumps(fragment.to_json()) for fragment in fragments]
+
+
+def rows_at(uri: str, version: int, addresses: np.ndarray, columns: Sequence[str]) -> pa.Table:
+    """Read the rows at these addresses, in their order; runs on a worker."""
+    with lance_errors(uri, "reading rows"):
+        dataset = lance.dataset(uri, version=version)
+        parts = [
+            dataset._take_rows(
+                addresses[start : start + ROWS_PER_TAKE].tolist(), columns=list(columns)
+            )
+            for start in range(0, len(addresses), ROWS_PER_TAKE)
+        ]
+    return pa.concat_tables(parts)
