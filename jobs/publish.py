@@ -34,7 +34,9 @@ def run(job: PublishJob) -> None:
     uri = table_uri(absolute(job.table))
     if job.action == "rollback":
         now, before = rollback(uri)
-        print(f"live is version {now} again (was {before}, now live-previous: rollback once more undoes it)")
+        print(
+            f"live is version {now} again (was {before}, now live-previous: rollback once more undoes it)"
+        )
         return
     shown = Table("version", "written", "rows", "tags", title=uri)
     for one in status(uri):

@@ -260,6 +260,7 @@ def _load_model(spec: EncoderSpec, dtype: torch.dtype, *, packed: bool) -> torch
     attention.register()
     bert = {"add_pooling_layer": False} if spec.model_type in attention.PACKABLE else {}
     transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # a pooler that isn't loaded is no news
     try:
         model: torch.nn.Module = transformers.AutoModel.from_pretrained(
             spec.folder,

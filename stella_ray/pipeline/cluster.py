@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,11 +84,20 @@ def cluster() -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # The core worker logs an error for every actor with restarts that Ray Data starts.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # Ray starts its processes by fork and exec, so Lance's threads don't come along.
+    warnings.filterwarnings("ignore", message="lance is not fork-safe")
     local: dict[str, object] = {}
     if address == "local":
         # Unset, Ray 2.60 writes a token file that makes later `ray start` clusters refuse their users.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        local = {"num_cpus": max(2, os.cpu_count() or 2), "include_dashboard": False}
+        # Workers' lines are Ray's own chatter; what matters reaches the driver as an exception.
+        local = {
+            "num_cpus": max(2, os.cpu_count() or 2),
+            "include_dashboard": False,
+            "log_to_driver": False,
+        }
     try:
         ray.init(address=address, logging_level=logging.WARNING, **local)
     except (ConnectionError, RuntimeError) as error:
@@ -156,3 +166,4 @@ def configure_data(settings: PoolSettings, pool: Pool) -> None:
     context.print_on_execution_start = False
     context.max_errored_blocks = 0
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-import ray.data
-from ray.data import ActorPoolStrategy, Dataset
+import torch
+from ray.data import ActorPoolStrategy
 
 from stella_ray.encode.encoder import Encoder
 from stella_ray.encode.models import EncoderSettings
@@ -48,25 +49,19 @@ UNIT = 1e-3
 class EncodeBlocks:
     """An actor that holds the encoder: prepared blocks in, embedded ones out."""
 
-    def __init__(self, settings: EncoderSettings, threads: int, window_rows: int) -> None:
-        import torch
-
+    def __init__(self, settings: EncoderSettings, threads: int) -> None:
         torch.set_num_threads(threads)
         self.encoder = Encoder(settings)
-        self.window_rows = window_rows
 
-    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
-        """Yield the block's windows with their vectors."""
-        import torch
-
-        for start in range(0, len(block), self.window_rows):
-            try:
-                yield encode(block.slice(start, self.window_rows), self.encoder)
-            except torch.AcceleratorError as error:
-                # After an illegal access or a failed assert on the device, nothing in this process
-                # can succeed any more; Ray starts another.
-                log.error("the device is lost, leaving the process: %s", error)
-                os._exit(70)
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Embed one window."""
+        try:
+            return encode(block, self.encoder)
+        except torch.AcceleratorError as error:
+            # After an illegal access or a failed assert on the device, nothing in this process can
+            # succeed any more; Ray starts another.
+            log.error("the device is lost, leaving the process: %s", error)
+            os._exit(70)
 
 
 def encode(block: pa.Table, encoder: Encoder) -> pa.Table:
@@ -197,33 +192,30 @@ def receipts(
         pool: sizes.
         target: the keyword arguments of `write` beside the block.
     """
-    written = (
-        corpus.rows(pool)
-        .map_batches(
-            prepare_block,
-            fn_kwargs={"how": how, "known": target["known"]},
-            batch_size=None,
-            batch_format="pyarrow",
-            num_cpus=pool.task_cpus,
-        )
-        .map_batches(
+    prepared = corpus.rows(pool).map_batches(
+        prepare_block,
+        fn_kwargs={"how": how, "known": target["known"]},
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=pool.task_cpus,
+    )
+    with warnings.catch_warnings():
+        # Bounds on restarts have no other way in yet; without them a batch that kills its actor
+        # is tried for ever.
+        warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
+        vectors = prepared.map_batches(
             EncodeBlocks,
-            fn_constructor_args=(settings, pool.threads, pool.window_rows),
+            fn_constructor_args=(settings, pool.threads),
             compute=ActorPoolStrategy(size=pool.encoders),
-            batch_size=None,
+            batch_size=pool.window_rows,
             batch_format="pyarrow",
             num_cpus=pool.cpus_per_encoder,
             num_gpus=pool.gpus_per_encoder or None,
             max_restarts=pool.actor_restarts,
             max_task_retries=pool.actor_restarts,
         )
-        .map_batches(
-            write,
-            fn_kwargs=target,
-            batch_size=None,
-            batch_format="pyarrow",
-            num_cpus=pool.task_cpus,
-        )
+    written = vectors.map_batches(
+        write, fn_kwargs=target, batch_size=None, batch_format="pyarrow", num_cpus=pool.task_cpus
     )
     yield from written.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
 

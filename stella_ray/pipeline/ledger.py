@@ -66,8 +66,9 @@ class Ledger:
             counts.encode_seconds += row["encode_seconds"]
             counts.write_seconds += row["write_seconds"]
             seen = np.frombuffer(row["seen"], np.int64)
-            counts.repeated += int(self._seen[seen].sum())
-            self._seen[seen] = True
+            distinct = np.unique(seen)
+            counts.repeated += len(seen) - int(np.count_nonzero(~self._seen[distinct]))
+            self._seen[distinct] = True
             fresh, refreshed = (
                 np.frombuffer(row[k], _KEY) for k in ("fresh_keys", "refreshed_keys")
             )
