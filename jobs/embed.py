@@ -54,9 +54,9 @@ class EmbedJob:
     encoder: EncoderSettings = field(default_factory=EncoderSettings)
     pool: PoolSettings = field(default_factory=PoolSettings)
     rebuild: bool = False
-    """Embed everything anew into a new version, with whatever encoder; `live` serves on meanwhile."""
+    """Embed everything anew, with any encoder, into a new version; `live` serves on meanwhile."""
     max_delete_fraction: float = 0.2
-    """Largest share of the table's documents that one run may delete; a broken listing must not empty it."""
+    """Largest share of the table's documents that a run may delete: a cut listing is no order."""
     max_reject_fraction: float = 0.0
     """Largest share of rows that may be rejected before the run fails."""
     report: str | None = None

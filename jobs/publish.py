@@ -35,13 +35,14 @@ def run(job: PublishJob) -> None:
     if job.action == "rollback":
         now, before = rollback(uri)
         print(
-            f"live is version {now} again (was {before}, now live-previous: rollback once more undoes it)"
+            f"live is version {now} again; {before} is live-previous: one more rollback undoes it"
         )
         return
-    shown = Table("version", "written", "rows", "tags", title=uri)
+    shown = Table("version", "written", "rows", "tags")
     for one in status(uri):
         written = f"{one.written:%Y-%m-%d %H:%M:%S}"
         shown.add_row(str(one.version), written, f"{one.rows:,}", ", ".join(one.tags))
+    print(uri)  # not the table's title, which would fold to the table's width
     Console(markup=False, width=None if sys.stdout.isatty() else 120).print(shown)
 
 

@@ -1,12 +1,13 @@
 """Find documents in the published version of a table.
 
-python jobs/search.py --table TABLE --query "…" [--limit 5] [--filter "category = '天文'"] [--json true]
+python jobs/search.py --table TABLE --query "…" [--limit 5] [--filter "title = '…'"] [--json true]
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -17,13 +18,16 @@ from rich.table import Table
 from stella_ray import settings
 from stella_ray.encode.encoder import Encoder
 from stella_ray.encode.models import EncoderSettings
-from stella_ray.errors import ModelMismatch, SettingsError
+from stella_ray.errors import ModelError, ModelMismatch, SettingsError
 from stella_ray.storage import absolute
 from stella_ray.table.search import open_live, search
-from stella_ray.table.vectors import VectorTable, table_uri
+from stella_ray.table.vectors import VectorTable, differing_parts, table_uri
 
 SNIPPET = 60
 """Characters of a text that a hit shows."""
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+"""What a terminal would obey instead of showing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +64,7 @@ def run(job: SearchJob) -> list[dict[str, Any]]:
     hits = search(table, vector, job.limit, job.filter)
     if job.json:
         for hit in hits:
-            print(json.dumps(hit, ensure_ascii=False, default=str))
+            print(json_line(hit))
     else:
         show(hits)
     return hits
@@ -70,23 +74,41 @@ def table_encoder(table: VectorTable, job: SearchJob) -> Encoder:
     """Open the encoder that the table remembers.
 
     Raises:
-        ModelMismatch: what is found there now is another encoder.
+        ModelError: it is not there any more.
+        ModelMismatch: what is there now is another encoder.
     """
     own = table.encoder()
     how = dict(own["open"])
     if job.encoder_path:
-        how["path"] = job.encoder_path
-    encoder = Encoder(EncoderSettings(**how, device=job.device))
-    if encoder.spec.fingerprint["digest"] != own["digest"]:
+        # A folder has no revision; the weights' own digest says whether they are the same.
+        how = {**how, "path": job.encoder_path, "revision": None}
+    try:
+        encoder = Encoder(EncoderSettings(**how, device=job.device))
+    except ModelError as error:
+        why = str(error).replace("--encoder.path", "--encoder_path")
+        raise ModelError(f"{table.uri}: its encoder can't be opened: {why}") from None
+    found = encoder.spec.fingerprint
+    if differing := [part for part in differing_parts(own, found) if part != "revision"]:
         raise ModelMismatch(
-            f"{table.uri} holds vectors of {own['name']} ({own['digest']}), {how['path']} is now another"
-            f" encoder ({encoder.spec.fingerprint['digest']}); say where the table's own is with --encoder_path"
+            f"{table.uri} holds vectors of {own['name']} ({own['digest']}), {how['path']} is now"
+            f" another encoder ({found['digest']}); they differ in {', '.join(differing)}."
+            " Say where the table's own is with --encoder_path"
         )
     return encoder
 
 
+def json_line(hit: dict[str, Any]) -> str:
+    """A hit as one line for programs: `id` and `score`, then kept columns and the text, whole."""
+    own = {"id": hit["doc_id"], "score": round(hit["score"], 6)}
+    line = own | {name: hit[name] for name in hit if name not in ("doc_id", *own)}
+    return json.dumps(line, ensure_ascii=False, default=str)
+
+
 def show(hits: list[dict[str, Any]]) -> None:
     """Print the hits as a table."""
+    if not hits:
+        print("no hits")
+        return
     shown = Table(show_lines=False)
     titled = any("title" in hit for hit in hits)
     for name in ("id", "score", *(["title"] if titled else []), "snippet"):
@@ -95,9 +117,11 @@ def show(hits: list[dict[str, Any]]) -> None:
         snippet = " ".join((hit.get("text") or "").split())
         snippet = snippet[:SNIPPET] + ("…" if len(snippet) > SNIPPET else "")
         title = [str(hit.get("title") or "")] if titled else []
-        shown.add_row(hit["doc_id"], f"{hit['score']:.4f}", *title, snippet)
-    # Hits may hold anything, brackets too: nothing in them is markup.
-    Console(markup=False, width=None if sys.stdout.isatty() else 120).print(shown)
+        cells = [hit["doc_id"], f"{hit['score']:.4f}", *title, snippet]
+        shown.add_row(*(_CONTROL.sub(" ", cell) for cell in cells))
+    # Hits may hold anything: brackets are no markup, `:smile:` is no emoji.
+    width = None if sys.stdout.isatty() else 120
+    Console(markup=False, emoji=False, highlight=False, width=width).print(shown)
 
 
 def main() -> None:

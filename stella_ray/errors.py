@@ -14,6 +14,7 @@ A message holds what was found, what was expected and what to do. Anything that 
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
 
 
@@ -58,12 +59,24 @@ class IncompleteRun(StellaError):
 
 
 def stella_error_in(error: BaseException | None) -> StellaError | None:
-    """Find the `StellaError` that a chain of wrappers (Ray's, mostly) ends in, if there is one."""
+    """Find the `StellaError` that a chain of wrappers (Ray's, mostly) ends in, if there is one.
+
+    Ray Data hands a worker's exception on as the text of its traceback alone; there the last line
+    that names one of ours is read, which holds the whole message since messages are one line.
+    """
+    text = str(error)
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
-        if isinstance(error, StellaError):
+        # Ray keeps the worker's exception in `.cause`, and may wrap it in a class derived from both.
+        below = getattr(error, "cause", None)
+        if isinstance(error, StellaError) and below is None:
             return error
         seen.add(id(error))
-        # Ray keeps the worker's exception in `.cause`; Python in `__cause__` and `__context__`.
-        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
-    return None
+        error = below or error.__cause__ or error.__context__
+    kinds = {kind.__name__: kind for kind in (StellaError, *_below(StellaError))}
+    told = re.findall(rf"^\s*{re.escape(__name__)}\.(\w+): (.+)$", text, re.MULTILINE)
+    return next((kinds[name](line.strip()) for name, line in told[::-1] if name in kinds), None)
+
+
+def _below(kind: type[StellaError]) -> list[type[StellaError]]:
+    return [below for child in kind.__subclasses__() for below in (child, *_below(child))]

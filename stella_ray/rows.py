@@ -28,11 +28,11 @@ REPEATED, REJECTED = "repeated", "rejected"
 
 KEY_BYTES = 16
 DOC_BYTES, TEXT_BYTES, KEPT_BYTES = 7, 5, 4
-"""The parts of a row_key: 56 bits of the id, 40 of the text under this encoder, 32 of the kept columns.
+"""A row_key's parts: 56 bits of the id, 40 of the text under this encoder, 32 of the kept columns.
 
-Parts instead of one hash, so that a key also answers "same document?" (doubled ids) and "same text?"
-(a vector that may stay). A changed text goes unseen with probability 2**-40. Two ids that share
-their 56 bits cost nothing but a look at the real ids.
+Parts instead of one hash, so that a key also answers "same document?" (doubled ids) and "same
+text?" (a vector that may stay). A changed text goes unseen with probability 2**-40. Two ids that
+share their 56 bits cost nothing but a look at the real ids.
 """
 
 ORIGIN = [pa.field("shard", pa.int32()), pa.field("row", pa.int64())]
@@ -166,7 +166,7 @@ def key_array(block: pa.Table | pa.RecordBatch, column: str = "row_key") -> np.n
 
 
 def row_keys(block: pa.Table, kept: Sequence[str], fingerprint: str) -> pa.Array:
-    """The row_key of every row of `block` (columns doc_id, text and `kept`), BLAKE2b in three parts.
+    """The row_key of each row of `block` (columns doc_id, text and `kept`), BLAKE2b in three parts.
 
     Null ids and texts count as empty; such rows are rejected anyway.
     """
@@ -204,19 +204,25 @@ def _cells(column: pa.ChunkedArray) -> list[memoryview]:
 def _kept_hashes(block: pa.Table, kept: Sequence[str]) -> list[bytes]:
     if not kept:
         return [bytes(KEPT_BYTES)] * len(block)
-    columns = []
+    lengths, columns = [], []
     for name in kept:
-        column = block.column(name)
-        try:
-            words = pc.cast(column, pa.string())
-        except (pa.ArrowNotImplementedError, pa.ArrowInvalid):  # lists, structs, binary
-            words = pa.chunked_array(
-                [[None if v is None else json.dumps(v, default=str) for v in column.to_pylist()]],
-                pa.string(),
-            )
-        columns.append(pc.fill_null(words, "\x00").combine_chunks())
-    joined = pc.binary_join_element_wise(*columns, "\x1f")
+        words = _words(block.column(name)).combine_chunks()
+        # The lengths in front keep ("a\x1f", "b") apart from ("a", "\x1fb"), and null from "".
+        lengths.append(pc.fill_null(pc.cast(pc.binary_length(words), pa.string()), ""))
+        columns.append(pc.fill_null(words, ""))
+    joined = pc.binary_join_element_wise(*lengths, *columns, "\x1f")
     return [
         hashlib.blake2b(cell, digest_size=KEPT_BYTES).digest()
         for cell in _cells(pa.chunked_array([joined]))
     ]
+
+
+def _words(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The cells as text, each by its own value and type alone, whatever else is in the block."""
+    if not pa.types.is_binary(column.type):  # binary casts only where all of it is UTF-8
+        try:
+            return pc.cast(column, pa.string())
+        except pa.ArrowNotImplementedError:  # lists, structs
+            pass
+    words = [None if v is None else json.dumps(v, default=str) for v in column.to_pylist()]
+    return pa.chunked_array([words], pa.string())

@@ -7,6 +7,7 @@ words (`--corpus a b`), a nested setting named by its last part where that is un
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -45,6 +46,7 @@ def _spelled_out(arguments: Sequence[str], kind: type) -> list[str]:
     leaves = [name.rpartition(".")[2] for name in types]
     full = {leaf: name for leaf, name in zip(leaves, types, strict=True) if leaves.count(leaf) == 1}
     out: list[str] = []
+    configs: list[str] = []
     words = list(arguments)
     while words:
         word = words.pop(0)
@@ -52,27 +54,37 @@ def _spelled_out(arguments: Sequence[str], kind: type) -> list[str]:
         if not flag.startswith("--"):
             out.append(word)
             continue
-        name = full.get(flag[2:].replace("-", "_"), flag[2:])
+        name = flag[2:].replace("-", "_")
+        name = full.get(name, name)
+        alone = not equals and (not words or words[0].startswith("--"))
+        if name == "config" and not alone:
+            configs.append(f"--config={value if equals else words.pop(0)}")
+            continue
+        if types.get(name) is bool and alone:
+            out.append(f"--{name}=true")
+            continue
         if typing.get_origin(types.get(name)) is not list:
             out.append(f"--{name}{equals}{value}")
             continue
         values = [value] if equals else []
         while not equals and words and not words[0].startswith("--"):
             values.append(words.pop(0))
-        plain = len(values) != 1 or not values[0].startswith("[")
+        plain = len(values) != 1 or not re.fullmatch(r"\[.*\]", values[0], re.DOTALL)
         out += [f"--{name}", json.dumps(values, ensure_ascii=False) if plain else values[0]]
-    return out
+    return configs + out  # configs in front, because what comes later wins
 
 
 def read_settings(
     kind: type[Settings], arguments: Sequence[str] | None = None, *, about: str = ""
 ) -> Settings:
-    """Fill `kind` from its defaults, `STELLA_RAY_*` variables, `--config FILE` and flags, in that order.
+    """Fill `kind` from defaults, `STELLA_RAY_*` variables, `--config FILE`, flags; the last wins.
 
     Raises:
         SettingsError: an unknown name, or a value of the wrong type; nothing was touched yet.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
+    with contextlib.suppress(ImportError):  # without jsonargparse[signatures], help has no reasons
+        jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(
         prog=Path(sys.argv[0]).name,
         description=about or (kind.__doc__ or "").split("\n\n")[0],
@@ -97,7 +109,7 @@ def read_settings(
 def _one_line(message: str, kind: type) -> str:
     line = " ".join(message.split())
     line = re.sub(r"<class '([\w.]+)'>", r"\1", line).replace("typing.", "")
-    if unknown := re.search(r"unrecognized arguments: --([\w.]+)", line):
+    if unknown := re.search(r"unrecognized arguments: --([\w.-]+)", line):
         names = [name for name, _ in _fields(kind)]
         near = difflib.get_close_matches(unknown[1], names, n=1)
         near_words = f"did you mean --{near[0]}?" if near else "see --help"
@@ -117,7 +129,7 @@ def shown(settings: Any) -> dict[str, Any]:
 
 
 def run_job(main: Callable[[], None]) -> typing.NoReturn:
-    """Run a job's `main` and leave with its exit code: one line for a `StellaError`, a traceback for a bug."""
+    """Run a job's `main` and leave with its exit code: one line for a person, a bug's traceback."""
     code = 0
     try:
         main()

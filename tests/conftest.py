@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 os.environ["RAY_AUTH_MODE"] = "disabled"
-os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 os.environ["HF_HUB_OFFLINE"] = "0"
 
 import pytest

@@ -8,7 +8,7 @@ neighbours' documents), so a packed batch must only ever meet the functions of t
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -45,7 +45,8 @@ def packed_attention(
         attention_mask: must be None; documents are told apart by `cu_seq_lens_q`.
         scaling: factor on the products, 1/sqrt(K) if None.
         dropout: must be 0; packing is for inference.
-        packing: `cu_seq_lens_q` int32 [documents + 1] where each starts, `max_length_q` the longest.
+        packing: `cu_seq_lens_q` int32 [documents + 1] where each starts, `max_length_q` the longest
+            document.
 
     Returns:
         [1, T, H, K] and None.
@@ -60,7 +61,10 @@ def packed_attention(
         from torch.nn.attention.varlen import varlen_attn
 
         longest = packing["max_length_q"]
-        out = varlen_attn(q_THK, k_THK, v_THK, starts, starts, longest, longest, scale=scaling)
+        out = cast(
+            "Tensor",
+            varlen_attn(q_THK, k_THK, v_THK, starts, starts, longest, longest, scale=scaling),
+        )
     else:
         out = _one_by_one(q_THK, k_THK, v_THK, starts, scaling)
     return out[None], None

@@ -68,7 +68,7 @@ class Budget:
         """Count a batch that fitted."""
         self.calm += 1
         if self.calm >= CALM_BATCHES and self.now < self.most:
-            self.now, self.calm = min(self.most, self.now + self.now // 10), 0
+            self.now, self.calm = min(self.most, self.now + max(1, self.now // 10)), 0
 
 
 class Encoder:
@@ -157,8 +157,9 @@ class Encoder:
                 except torch.OutOfMemoryError:
                     if not self.budget.halve():
                         raise ModelError(
-                            f"out of device memory with a single row of {lengths[members].max()} tokens;"
-                            " lower max_tokens or use a larger device"
+                            f"out of device memory with {len(members)} row(s) of up to"
+                            f" {lengths[members].max()} tokens; lower max_tokens or use a larger"
+                            " device"
                         ) from None
                     torch.cuda.empty_cache()
                     log.warning("out of device memory: token budget is now %s", self.budget.now)
@@ -187,7 +188,7 @@ class Encoder:
             ids[i, : len(row)] = row
             mask[i, : len(row)] = 1
         mask_BT = torch.from_numpy(mask).to(self.device)
-        hidden_BTD = self.model(
+        hidden_BTD: Tensor = self.model(
             input_ids=torch.from_numpy(ids).to(self.device), attention_mask=mask_BT
         ).last_hidden_state.float()
         if self.spec.pooling == "cls":
@@ -203,7 +204,7 @@ class Encoder:
             positions = positions + self.model.config.pad_token_id + 1
         ids_1T = torch.from_numpy(np.concatenate(rows).astype(np.int64))[None].to(self.device)
         cu = torch.from_numpy(starts.astype(np.int32)).to(self.device)
-        hidden_TD = self.model(
+        hidden_TD: Tensor = self.model(
             input_ids=ids_1T,
             position_ids=torch.from_numpy(positions)[None].to(self.device),
             token_type_ids=torch.zeros_like(ids_1T),
@@ -212,9 +213,9 @@ class Encoder:
         ).last_hidden_state[0]
         if self.spec.pooling == "cls":
             return hidden_TD[cu[:-1].long()].float()
-        return torch.segment_reduce(
-            hidden_TD.float(), "mean", lengths=torch.from_numpy(lengths).to(self.device)
-        )
+        lengths_B = torch.from_numpy(lengths).to(self.device)
+        pooled_BD: Tensor = torch.segment_reduce(hidden_TD.float(), "mean", lengths=lengths_B)
+        return pooled_BD
 
 
 def _ids(rows: Ragged, i: int) -> np.ndarray:
@@ -222,7 +223,7 @@ def _ids(rows: Ragged, i: int) -> np.ndarray:
 
 
 def _distinct(rows: Ragged) -> tuple[np.ndarray, np.ndarray]:
-    """The first row of each distinct text, int64 [distinct], and which of them each row is, [rows]."""
+    """The first row of each distinct text, int64 [distinct], and which of them each is, [rows]."""
     first: list[int] = []
     number: dict[bytes, int] = {}
     same_as = np.empty(len(rows.lengths), np.int64)
@@ -256,18 +257,21 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
     return dtype
 
 
-def _load_model(spec: EncoderSpec, dtype: torch.dtype, *, packed: bool) -> torch.nn.Module:
+def _load_model(
+    spec: EncoderSpec, dtype: torch.dtype, *, packed: bool
+) -> transformers.PreTrainedModel:
     attention.register()
     bert = {"add_pooling_layer": False} if spec.model_type in attention.PACKABLE else {}
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()  # a pooler that isn't loaded is no news
     try:
-        model: torch.nn.Module = transformers.AutoModel.from_pretrained(
+        model, loaded = transformers.AutoModel.from_pretrained(
             spec.folder,
             dtype=dtype,
             attn_implementation=attention.PACKED if packed else "sdpa",
             use_safetensors=True,
             trust_remote_code=False,
+            output_loading_info=True,
             **bert,
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
@@ -278,4 +282,10 @@ def _load_model(spec: EncoderSpec, dtype: torch.dtype, *, packed: bool) -> torch
         if type(error).__name__ != "SafetensorError":
             raise
         raise ModelError(f"{spec.folder}: damaged safetensors file ({error})") from None
+    # transformers fills what isn't in the file with random numbers
+    if missing := sorted(name for name in loaded["missing_keys"] if "pooler" not in name):
+        raise ModelError(
+            f"{spec.folder}: {len(missing)} of the model's weights aren't in its .safetensors files"
+            f" ({missing[0]}, …); expected all that config.json describes"
+        )
     return model.eval()

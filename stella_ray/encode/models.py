@@ -68,7 +68,7 @@ class EncoderSettings:
     prefix: str = "passage"
     """What stands before each text: passage, query, none, or the text itself."""
     max_tokens: int | None = None
-    """Longest text in tokens, special ones included; longer texts are cut. Default: the model's own."""
+    """Longest text in tokens, special ones included; longer are cut. Default: the model's own."""
     pooling: Pooling | None = None
     """How token vectors become one: mean or cls. Default: the model's own."""
     query_prefix: str | None = None
@@ -76,7 +76,7 @@ class EncoderSettings:
     passage_prefix: str | None = None
     """What `passage` stands for. Default: the model's own."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Numbers of the forward pass; auto: bfloat16 on CUDA, float32 elsewhere. Pooling is float32 always."""
+    """Numbers of the forward pass; auto: bfloat16 on CUDA, float32 elsewhere. Pooling: float32."""
     token_budget: int = 0
     """Most tokens in a batch, padding included; 0: 65,536 on CUDA, 2,048 on a CPU (its cache)."""
     device: str = "auto"
@@ -92,8 +92,8 @@ class EncoderSettings:
             )
         if self.token_budget and self.max_tokens and self.token_budget < self.max_tokens:
             raise SettingsError(
-                f"token_budget {self.token_budget} can't hold a row of max_tokens {self.max_tokens};"
-                " raise the one or lower the other"
+                f"token_budget {self.token_budget} can't hold a row of max_tokens"
+                f" {self.max_tokens}; raise the one or lower the other"
             )
 
 
@@ -121,7 +121,7 @@ class EncoderSpec:
     def fingerprint(self) -> dict[str, Any]:
         """What two runs must share to write into one table; `digest` sums it up.
 
-        Neither the folder's name nor the device or dtype belongs to it: they don't change the space.
+        Neither the folder's name nor device or dtype belongs to it: they don't change the space.
         """
         parts = {
             "weights": _digest(Path(self.folder), "*.safetensors"),
@@ -164,13 +164,15 @@ def find_encoder(settings: EncoderSettings) -> EncoderSpec:
             )
     if not any(folder.glob("*.safetensors")):
         raise ModelError(
-            f"{folder}: no .safetensors weights; only that format is loaded (convert with save_pretrained)"
+            f"{folder}: no .safetensors weights; only that format is loaded"
+            " (convert with save_pretrained)"
         )
     if not (folder / "tokenizer.json").exists() and not (folder / "vocab.txt").exists():
         raise ModelError(
             f"{folder}: neither tokenizer.json nor vocab.txt; a fast tokenizer is needed"
         )
     known = KNOWN_ENCODERS.get(Path(settings.path.rstrip("/")).name)
+    modules = _modules(folder)
     prompts = _json(folder / "config_sentence_transformers.json").get("prompts") or {}
     query = prompts.get("query") or (known.query_prefix if known else "")
     passage = (
@@ -180,7 +182,7 @@ def find_encoder(settings: EncoderSettings) -> EncoderSpec:
         name=settings.path,
         folder=str(folder),
         revision=settings.revision,
-        pooling=settings.pooling or _pooling(folder, known),
+        pooling=settings.pooling or _pooling(folder, modules, known),
         query_prefix=query if settings.query_prefix is None else settings.query_prefix,
         passage_prefix=passage if settings.passage_prefix is None else settings.passage_prefix,
         prefix=settings.prefix,
@@ -192,11 +194,10 @@ def find_encoder(settings: EncoderSettings) -> EncoderSpec:
 
 def _folder(path: str, revision: str | None) -> Path:
     local = Path(path).expanduser()
+    if revision and (local.is_dir() or path in BUNDLED):
+        kind = "local folder" if local.is_dir() else "bundled model"
+        raise ModelError(f"--encoder.revision {revision} goes with a hub id; {path} is a {kind}")
     if local.is_dir():
-        if revision:
-            raise ModelError(
-                f"--encoder.revision {revision} goes with a hub id; {path} is a local folder"
-            )
         return local.absolute()
     if path in BUNDLED:
         return bundled_model(path)
@@ -216,7 +217,8 @@ def _hub_folder(path: str, revision: str | None, ways: str) -> Path:
     except LocalEntryNotFoundError:
         where = os.environ.get("HF_ENDPOINT", "the model hub")
         raise ModelError(
-            f"{path}: {where} can't be reached and there is no local copy; {ways}, or set HF_ENDPOINT"
+            f"{path}: {where} can't be reached and there is no local copy; {ways},"
+            " or set HF_ENDPOINT"
         ) from None
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -251,8 +253,7 @@ def _modules(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _pooling(folder: Path, known: KnownEncoder | None) -> Pooling:
-    modules = _modules(folder)
+def _pooling(folder: Path, modules: dict[str, Path], known: KnownEncoder | None) -> Pooling:
     if "Pooling" in modules:
         config = _json(modules["Pooling"] / "config.json")
         mode = config.get("pooling_mode") or [
@@ -263,12 +264,14 @@ def _pooling(folder: Path, known: KnownEncoder | None) -> Pooling:
         modes = [mode] if isinstance(mode, str) else list(mode)
         if modes not in (["mean"], ["cls"]):
             raise ModelError(f"{folder}: pooling {modes} isn't supported; expected mean or cls")
+        if config.get("include_prompt") is False:
+            raise ModelError(f"{folder}: include_prompt false isn't supported; expected true")
         return "mean" if modes == ["mean"] else "cls"
     if known:
         return known.pooling
     raise ModelError(
-        f"{folder}: no sentence-transformers files and not a known encoder, so the pooling is unknown;"
-        " say --encoder.pooling mean or cls"
+        f"{folder}: no sentence-transformers files and not a known encoder, so the pooling is"
+        " unknown; say --encoder.pooling mean or cls"
     )
 
 
@@ -276,12 +279,14 @@ def _max_tokens(
     folder: Path, config: dict[str, Any], known: KnownEncoder | None, asked: int | None
 ) -> int:
     positions = int(config["max_position_embeddings"])
-    if config.get("model_type") in (
-        "roberta",
-        "xlm-roberta",
-    ):  # their positions start behind the pad's
+    if config.get("model_type") in ("roberta", "xlm-roberta"):  # positions start behind the pad's
         positions -= int(config.get("pad_token_id", 1)) + 1
-    own = _json(folder / "sentence_bert_config.json").get("max_seq_length")
+    own_file = folder / "sentence_bert_config.json"
+    own = _json(own_file).get("max_seq_length")
+    if own is None and (own_file.exists() or not known):
+        # sentence-transformers 6 keeps the limit in the tokenizer's config
+        own = _json(folder / "tokenizer_config.json").get("model_max_length")
+        own = min(own or positions, positions)
     limit = asked or own or (known.max_tokens if known else positions)
     if limit > positions:
         who = "--encoder.max_tokens" if asked else "the model's own max_tokens"

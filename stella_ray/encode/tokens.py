@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from stella_ray.errors import ModelError
 
 CHARACTERS_PER_TOKEN = 4
-"""A text is first cut to this many characters a token: Chinese needs 1 to 1.4, English about 4.5."""
+"""A text is first cut to this many characters a token: Chinese needs 1 to 1.4, English 4.5."""
 
 SETTLED = 128
 """Tokens behind max_tokens that must exist for a cut text to count: what the cut did to the last
@@ -64,8 +64,8 @@ class TextTokenizer:
     def __call__(self, texts: Sequence[str], prefix: str = "") -> Ragged:
         """Tokenise `prefix + text` for each text; equals the library's own truncation.
 
-        A long text is not tokenised whole in order to keep its first max_tokens tokens: it is cut by
-        characters first, and tokenised again, twice as far, where that left too few tokens.
+        A long text is not tokenised whole in order to keep its first max_tokens tokens: it is cut
+        by characters first, and tokenised again, twice as far, where that left too few tokens.
         """
         rows: list[list[int]] = [[]] * len(texts)
         todo = list(range(len(texts)))
@@ -82,7 +82,7 @@ class TextTokenizer:
             todo, reach = again, reach * 2
         lengths = np.fromiter((len(ids) for ids in rows), np.int64, len(rows))
         truncated = lengths > self.max_tokens
-        for i in np.flatnonzero(truncated):
+        for i in np.flatnonzero(truncated).tolist():
             rows[i] = rows[i][: self.max_tokens - len(self._suffix)] + self._suffix
         lengths = np.minimum(lengths, self.max_tokens)
         offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -110,13 +110,18 @@ def _load(folder: Path) -> Any:
 def _speaks_for_itself(folder: Path) -> bool:
     """Whether tokenizer.json needs no correction from tokenizer_config.json.
 
-    transformers lets the config's BERT flags override the file's; then it must do the loading.
+    transformers lets the config's BERT flags, and its defaults for absent ones, override the file's
+    flags; where they differ it must do the loading.
     """
     config_file = folder / "tokenizer_config.json"
     config = json.loads(config_file.read_text("utf-8")) if config_file.exists() else {}
     own = json.loads((folder / "tokenizer.json").read_text("utf-8")).get("normalizer") or {}
     if own.get("type") != "BertNormalizer":
         return "do_lower_case" not in config
-    names = {"do_lower_case": "lowercase", "strip_accents": "strip_accents"}
-    names["tokenize_chinese_chars"] = "handle_chinese_chars"
-    return all(name not in config or config[name] == own.get(mine) for name, mine in names.items())
+    flags = {  # in the file: (in the config, where the config doesn't say)
+        "lowercase": ("do_lower_case", True),
+        "strip_accents": ("strip_accents", None),
+        "handle_chinese_chars": ("tokenize_chinese_chars", True),
+    }
+    same = all(own.get(flag) == config.get(*theirs) for flag, theirs in flags.items())
+    return same and own.get("clean_text") is True

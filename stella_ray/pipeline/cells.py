@@ -29,17 +29,27 @@ class CorpusColumns:
 def empty_shard(path: str) -> CorpusError:
     """What is said of a shard without rows: often an export that broke off."""
     return CorpusError(
-        f"{path}: the shard is empty; expected at least one row, so export it again or take it out of"
-        " the corpus"
+        f"{path}: the shard is empty; expected at least one row, so export it again or take it out"
+        " of the corpus"
     )
 
 
-def missing_columns(path: str, missing: list[str], there: list[str]) -> CorpusError:
-    """What is said of a shard that lacks a column that was asked for."""
-    return CorpusError(
-        f"{path}: no column {', '.join(missing)}; it has {', '.join(there) or 'none'}."
-        " Say which to read with --doc_id_column, --text_column and --keep_columns"
-    )
+def check_columns(path: str, wanted: list[str], there: Sequence[str]) -> None:
+    """Check that a shard has each column that is read, once.
+
+    Raises:
+        CorpusError: names those that are missing or doubled, and the way out.
+    """
+    if missing := [name for name in wanted if name not in there]:
+        raise CorpusError(
+            f"{path}: no column {', '.join(missing)}; it has {', '.join(there) or 'none'}."
+            " Say which to read with --doc_id_column, --text_column and --keep_columns"
+        )
+    if doubled := [name for name in wanted if list(there).count(name) > 1]:
+        raise CorpusError(
+            f"{path}: several columns are called {', '.join(doubled)}; expected one of each,"
+            " so rename the others"
+        )
 
 
 def valid_utf8(column: pa.Array, name: str, reasons: list[str | None]) -> pa.Array:
@@ -70,13 +80,15 @@ def not_utf8(name: str, error: UnicodeError) -> str:
 def as_type(
     cells: pa.Array | Sequence[Any], field: pa.Field, reasons: list[str | None]
 ) -> pa.Array:
-    """Kept cells in the table's type; a cell that doesn't fit becomes null and gives its row a reason."""
+    """Kept cells in the table's type; one that doesn't fit turns null, its row gets a reason."""
     try:
         if isinstance(cells, pa.Array):
             column = cells.cast(field.type)
             column.validate(full=True)
             return column
-        return pa.array(cells, field.type)
+        if pa.types.is_string(field.type) or _takes_python_values(field.type):
+            return pa.array(cells, field.type)
+        return pa.array(cells).cast(field.type)  # pa.array(cells, int64) would cut 1.5 to 1
     except (pa.ArrowException, TypeError, ValueError, OverflowError, UnicodeError):
         values = _values(cells)
     out = []
@@ -101,6 +113,11 @@ def _values(cells: pa.Array | Sequence[Any]) -> list[Any]:
     return cells.to_pylist()
 
 
+def _takes_python_values(kind: pa.DataType) -> bool:
+    """Whether Arrow fills this type from Python's values, but doesn't cast what it infers to it."""
+    return bool(pa.types.is_nested(kind) or pa.types.is_decimal(kind))
+
+
 def _one(value: Any, kind: pa.DataType) -> Any:
     """One cell as `kind`: text is parsed, anything else becomes text where text is wanted."""
     if value is None or (value == "" and not pa.types.is_string(kind)):
@@ -109,12 +126,14 @@ def _one(value: Any, kind: pa.DataType) -> Any:
         text = value if isinstance(value, str) else _as_text(value)
         text.encode()
         return text
-    if isinstance(value, (list, dict)):
+    if _takes_python_values(kind) and not isinstance(value, str):
         return pa.scalar(value, kind).as_py()
-    return pa.scalar(value).cast(kind).as_py()  # pa.scalar(1.5, int64) would cut the half off
+    return pa.scalar(value).cast(kind).as_py()
 
 
 def _as_text(value: Any) -> str:
+    if isinstance(value, bytes):
+        return value.decode()
     if isinstance(value, (dict, list, bool)):
         return json.dumps(value, ensure_ascii=False, default=str)
     return str(value)

@@ -15,11 +15,11 @@ import ray.data
 from stella_ray.errors import SettingsError
 
 CPUS_PER_CPU_ENCODER = 4
-"""Cores of one encoder where there is no GPU: beyond about four, torch gains little from one more."""
+"""Cores of one encoder where there is no GPU: beyond four, torch gains little from one more."""
 
 TASK_CPUS = 0.5
-"""What reading and writing tasks ask for beside CPU encoders; bookkeeping only, so that two logical
-CPUs hold one encoder and both kinds of task (Ray Data waits silently for what can't be had)."""
+"""What reading and writing tasks ask for beside CPU encoders: bookkeeping, so that two logical CPUs
+hold one encoder and both kinds of task (Ray Data waits silently for what can't be had)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +33,14 @@ class PoolSettings:
     cpus_per_encoder: float = 0.0
     """CPUs of an encoder; 0: one beside a GPU, else an even share of what tasks leave over."""
     window_rows: int = 0
-    """Rows that are ordered by length together; 0: 8,192 on GPUs, 512 on CPUs (about a minute's work)."""
+    """Rows that are ordered by length together; 0: 8,192 on GPUs, 512 on CPUs (a minute's work)."""
     rows_per_commit: int = 1_000_000
     """Rows between two commits: roughly what a dead driver costs."""
     seconds_per_commit: float = 60.0
     """Seconds after which written rows are committed even if they are fewer."""
-    actor_restarts: int = 4
-    """Times an encoder may die before the run gives up: a bad machine must end in an error, not a loop."""
+    window_retries: int = 4
+    """Times a window may kill its encoder before the run gives up: a poison text must not become a
+    loop."""
     no_progress_seconds: int = 900
     """Seconds without a finished block after which the run gives up."""
 
@@ -66,7 +67,7 @@ class Pool:
     threads: int
     window_rows: int
     block_bytes: int
-    actor_restarts: int
+    window_retries: int
 
     def __str__(self) -> str:
         """A line for people."""
@@ -78,19 +79,17 @@ class Pool:
 
 @contextmanager
 def cluster() -> Iterator[None]:
-    """Connect to the cluster that RAY_ADDRESS names (`ray job submit` sets it), else start a local one."""
+    """Connect to the cluster of RAY_ADDRESS (`ray job submit` sets it), else start a local one."""
     address = os.environ.get("RAY_ADDRESS", "local")
     if ray.is_initialized():
         yield
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # The core worker logs an error for every actor with restarts that Ray Data starts.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     # Ray starts its processes by fork and exec, so Lance's threads don't come along.
     warnings.filterwarnings("ignore", message="lance is not fork-safe")
     local: dict[str, object] = {}
     if address == "local":
-        # Unset, Ray 2.60 writes a token file that makes later `ray start` clusters refuse their users.
+        # Unset, Ray 2.60 writes a token file, and later clusters of `ray start` refuse their users.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         # Workers' lines are Ray's own chatter; what matters reaches the driver as an exception.
         local = {
@@ -103,8 +102,8 @@ def cluster() -> Iterator[None]:
     except (ConnectionError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise SettingsError(
-            f"the Ray cluster at {address} can't be reached ({reason}); check RAY_ADDRESS and, where the"
-            " cluster uses tokens, RAY_AUTH_MODE=token"
+            f"the Ray cluster at {address} can't be reached ({reason}); check RAY_ADDRESS and,"
+            " where the cluster uses tokens, RAY_AUTH_MODE=token"
         ) from None
     try:
         yield
@@ -131,14 +130,15 @@ def size_pool(settings: PoolSettings) -> Pool:
         each = settings.cpus_per_encoder or max(0.5, (cpus - 2 * task_cpus) / encoders)
     if per_gpu * encoders > gpus:
         raise SettingsError(
-            f"{encoders} encoders with {per_gpu:g} GPU each need {per_gpu * encoders:g} GPUs, the cluster has"
-            f" {gpus:g}; lower --pool.encoders or --pool.gpus_per_encoder"
+            f"{encoders} encoders with {per_gpu:g} GPU each need {per_gpu * encoders:g} GPUs, the"
+            f" cluster has {gpus:g}; lower --pool.encoders or --pool.gpus_per_encoder"
         )
     needed = each * encoders + 2 * task_cpus
     if needed > cpus:
         raise SettingsError(
-            f"{encoders} encoders with {each:g} CPUs each and the tasks beside them need {needed:g} CPUs, the"
-            f" cluster has {cpus:g}; lower --pool.encoders or --pool.cpus_per_encoder, or add nodes"
+            f"{encoders} encoders with {each:g} CPUs each and the tasks beside them need {needed:g}"
+            f" CPUs, the cluster has {cpus:g}; lower --pool.encoders or --pool.cpus_per_encoder, or"
+            " add nodes"
         )
     if per_gpu == 0 and not any(node.get("CPU", 0.0) >= each for node in nodes):
         raise SettingsError(
@@ -152,7 +152,7 @@ def size_pool(settings: PoolSettings) -> Pool:
         task_cpus=task_cpus,
         threads=max(1, round(share / max(1.0, encoders / len(nodes)))),
         window_rows=settings.window_rows or (8_192 if per_gpu else 512),
-        actor_restarts=settings.actor_restarts,
+        window_retries=settings.window_retries,
         block_bytes=(16 << 20) if per_gpu else (1 << 20),
     )
 
@@ -165,5 +165,15 @@ def configure_data(settings: PoolSettings, pool: Pool) -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.max_errored_blocks = 0
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    keep_ray_data_quiet()
+
+
+def keep_ray_data_quiet() -> None:
+    """Keep Ray Data's own account of a failure, tracebacks included, in the session's log files.
+
+    What fails reaches the driver as an exception, and a person as one line. Each stage calls this,
+    since each worker process has loggers of its own.
+    """
+    for handler in logging.getLogger("ray.data").handlers:
+        if handler.name == "console":
+            handler.setLevel(logging.CRITICAL)

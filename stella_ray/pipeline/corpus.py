@@ -13,8 +13,8 @@ import ray.data
 from ray.data import Dataset
 
 from stella_ray.errors import CorpusError, SettingsError
-from stella_ray.pipeline.cells import CorpusColumns, missing_columns
-from stella_ray.pipeline.cluster import Pool
+from stella_ray.pipeline.cells import CorpusColumns, check_columns
+from stella_ray.pipeline.cluster import Pool, keep_ray_data_quiet
 from stella_ray.pipeline.lines import first_json_types
 from stella_ray.pipeline.shards import (
     COMPRESSIONS,
@@ -47,10 +47,16 @@ def find_shards(corpus: Sequence[str]) -> list[Shard]:
     found: dict[str, Shard] = {}
     for item in corpus:
         for shard in _shards_of(absolute(item)):
-            found[shard.path] = shard
+            found.setdefault(_place(shard.path), shard)
     if not found:
         raise CorpusError("--corpus names no shard; give files, folders or globs")
-    return [found[path] for path in sorted(found)]
+    return sorted(found.values(), key=lambda shard: shard.path)
+
+
+def _place(path: str) -> str:
+    """Where a shard really lies: `..` and links can name it twice."""
+    local = path.removeprefix("file://")
+    return path if "://" in local else str(Path(local).resolve())
 
 
 def _shards_of(item: str) -> list[Shard]:
@@ -94,7 +100,7 @@ def _hidden(name: str, below: str) -> bool:
 def kept_fields(
     shards: Sequence[Shard], columns: CorpusColumns, there: pa.Schema | None
 ) -> list[pa.Field]:
-    """The kept columns with their types: the table's own, else what the first shard of each format has.
+    """The kept columns with their types: the table's own, else those of each format's first shard.
 
     Where formats disagree, text is taken: csv has nothing else.
 
@@ -105,8 +111,8 @@ def kept_fields(
     for name in columns.kept:
         if name in RESERVED:
             raise SettingsError(
-                f"--keep_columns {name}: the table needs this name for itself; rename the column in the"
-                f" corpus (taken: {', '.join(sorted(RESERVED))})"
+                f"--keep_columns {name}: the table needs this name for itself; rename the column in"
+                f" the corpus (taken: {', '.join(sorted(RESERVED))})"
             )
     if not columns.kept:
         return []
@@ -129,13 +135,12 @@ def _first_types(shard: Shard, columns: CorpusColumns) -> dict[str, pa.DataType]
         with reading(shard.path, form) as file:
             return first_json_types(file, compression, columns.kept)
     schema = parquet_schema(shard.path)
-    if missing := [name for name in columns.all if name not in schema.names]:
-        raise missing_columns(shard.path, missing, schema.names)
+    check_columns(shard.path, columns.all, schema.names)
     return {name: _stored(schema.field(name).type) for name in columns.kept}
 
 
 def _stored(kind: pa.DataType) -> pa.DataType:
-    """The type a parquet column gets in the table: dictionaries and wide strings become plain ones."""
+    """What a parquet column becomes in the table: dictionaries and wide strings turn plain."""
     if pa.types.is_dictionary(kind):
         return _stored(kind.value_type)
     return pa.string() if is_text(kind) else kind
@@ -144,8 +149,10 @@ def _stored(kind: pa.DataType) -> pa.DataType:
 class Corpus(Protocol):
     """Where rows come from."""
 
-    bytes: int
-    """Size, for the time left; 0 if unknown."""
+    @property
+    def bytes(self) -> int:
+        """Size, for the time left; 0 if unknown."""
+        ...
 
     def rows(self, pool: Pool) -> Dataset:
         """The rows as blocks of the schema `rows.source`; the same rows each time it is called."""
@@ -196,6 +203,7 @@ def read_shards(
     block: pa.Table, columns: CorpusColumns, kept: Sequence[pa.Field], window_rows: int
 ) -> Iterator[pa.Table]:
     """Yield the windows of the shards that `block` lists (number, path, bytes)."""
+    keep_ray_data_quiet()
     for item in block.to_pylist():
         shard = Shard(item["path"], item["bytes"])
         yield from read_shard(shard, item["number"], columns, kept, window_rows)
@@ -203,7 +211,7 @@ def read_shards(
 
 @dataclass(frozen=True)
 class DatasetCorpus:
-    """A corpus that is a Ray Dataset already; its rows have no place, so rejects name only their ids.
+    """A corpus that is a Ray Dataset already; rows have no place, so rejects name only their ids.
 
     It is read a second time where an id stands for several texts, and must then give the same rows.
     """
@@ -230,4 +238,5 @@ class DatasetCorpus:
 
 def dataset_rows(block: pa.Table, columns: CorpusColumns, kept: Sequence[pa.Field]) -> pa.Table:
     """A block of a user's dataset as rows of the schema `rows.source`."""
+    keep_ray_data_quiet()
     return arrow_rows("the dataset", block, columns, kept)

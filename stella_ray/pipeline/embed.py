@@ -1,7 +1,7 @@
-"""Rows in motion: shards to prepared rows to vectors to fragments to receipts, on Ray Data.
+"""Rows in motion on Ray Data: shards, prepared rows, vectors, fragments, receipts.
 
-Each stage is a function from block to block; Ray is only its caller. The driver sees receipts, never
-texts or vectors.
+Each stage is a function from block to block; Ray is only its caller. The driver sees receipts,
+never texts or vectors.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from ray.data import ActorPoolStrategy
 from stella_ray.encode.encoder import Encoder
 from stella_ray.encode.models import EncoderSettings
 from stella_ray.encode.tokens import Ragged
-from stella_ray.pipeline.cluster import Pool
+from stella_ray.errors import StellaError
+from stella_ray.pipeline.cluster import Pool, keep_ray_data_quiet
 from stella_ray.pipeline.corpus import Corpus
 from stella_ray.pipeline.ledger import document_parts
 from stella_ray.pipeline.prepare import Preparation, prepare, sound_rows, with_time
@@ -50,11 +51,19 @@ class EncodeBlocks:
     """An actor that holds the encoder: prepared blocks in, embedded ones out."""
 
     def __init__(self, settings: EncoderSettings, threads: int) -> None:
+        keep_ray_data_quiet()
         torch.set_num_threads(threads)
-        self.encoder = Encoder(settings)
+        self.failure: StellaError | None = None
+        try:
+            self.encoder = Encoder(settings)
+        except StellaError as error:
+            # Ray tells of a constructor's exception as text only; __call__'s arrives as it is.
+            self.failure = error
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Embed one window."""
+        if self.failure is not None:
+            raise self.failure
         try:
             return encode(block, self.encoder)
         except torch.AcceleratorError as error:
@@ -68,8 +77,8 @@ def encode(block: pa.Table, encoder: Encoder) -> pa.Table:
     """Embed the fresh rows of one window, `rows.prepared` to `rows.embedded`; other rows pass."""
     fates = np.asarray(block.column("fate").to_pylist(), object)
     fresh = np.flatnonzero(fates == FRESH)
-    rows = block.take(pa.array(fresh))
-    ids = rows.column("token_ids").combine_chunks()
+    rows = block.take(fresh)
+    ids: Any = rows.column("token_ids").combine_chunks()
     tokens = Ragged(
         ids.flatten().to_numpy(), ids.offsets.to_numpy().astype(np.int64) - ids.offsets[0].as_py(),
         np.zeros(len(rows), bool),
@@ -79,10 +88,8 @@ def encode(block: pa.Table, encoder: Encoder) -> pa.Table:
     widths[fresh] = encoder.dim
     padded, seconds = np.zeros(len(block), np.int32), np.zeros(len(block), np.float32)
     padded[fresh], seconds[fresh] = done.padded_tokens, done.seconds
-    vectors = pa.ListArray.from_arrays(
-        np.concatenate([[0], np.cumsum(widths)]).astype(np.int32),
-        pa.array(done.vectors.reshape(-1)),
-    )
+    offsets = pa.array(np.concatenate([[0], np.cumsum(widths)]), pa.int32())
+    vectors = pa.ListArray.from_arrays(offsets, pa.array(done.vectors.reshape(-1)))
     schema = embedded(block.schema)
     new = {
         "vector": vectors,
@@ -100,19 +107,18 @@ def write(block: pa.Table, uri: str, schema: pa.Schema, run_id: str, known: Any)
 
     A vector that isn't finite and of length 1 is never written: its row is rejected.
     """
+    keep_ray_data_quiet()
     began = time.perf_counter()
     fates = np.asarray(block.column("fate").to_pylist(), object)
-    fresh = block.take(pa.array(np.flatnonzero(fates == FRESH)))
+    fresh = block.take(np.flatnonzero(fates == FRESH))
     dim = schema.field("vector").type.list_size
-    vectors = fresh.column("vector").combine_chunks().flatten().to_numpy().reshape(-1, dim)
+    vectors = _flat(fresh).to_numpy().reshape(-1, dim)
     with np.errstate(invalid="ignore", over="ignore"):
         sound = np.abs(np.linalg.norm(vectors.astype(np.float64), axis=1) - 1) <= UNIT
-    rejects = _rejects(block.take(pa.array(np.flatnonzero(fates == REJECTED))), None)
-    rejects += _rejects(
-        fresh.take(pa.array(np.flatnonzero(~sound))), "the encoder gave no unit vector"
-    )
-    fresh, vectors = fresh.take(pa.array(np.flatnonzero(sound))), vectors[sound]
-    refreshed = block.take(pa.array(np.flatnonzero(fates == REFRESHED)))
+    rejects = _rejects(block.take(np.flatnonzero(fates == REJECTED)), None)
+    rejects += _rejects(fresh.take(np.flatnonzero(~sound)), "the encoder gave no unit vector")
+    fresh, vectors = fresh.take(np.flatnonzero(sound)), vectors[sound]
+    refreshed = block.take(np.flatnonzero(fates == REFRESHED))
     parts = []
     if len(fresh):
         flat = pa.array(vectors.reshape(-1)).cast(schema.field("vector").type.value_type)
@@ -133,7 +139,7 @@ def write(block: pa.Table, uri: str, schema: pa.Schema, run_id: str, known: Any)
         name: pc.sum(block.column(name)).as_py() or 0
         for name in ("padded_tokens", "shard_bytes", "read_seconds", "encode_seconds")
     }
-    encoded = pc.greater(fresh.column("padded_tokens"), 0)
+    encoded = pc.greater(fresh.column("padded_tokens"), pa.scalar(0, pa.int32()))
     receipt = {
         "fragments": fragments,
         "rows_read": len(block),
@@ -148,6 +154,12 @@ def write(block: pa.Table, uri: str, schema: pa.Schema, run_id: str, known: Any)
         "rejects": rejects,
     }
     return pa.Table.from_pylist([receipt], schema=RECEIPT)
+
+
+def _flat(rows: pa.Table) -> pa.Array:
+    vectors: Any = rows.column("vector").combine_chunks()
+    flat: pa.Array = vectors.flatten()
+    return flat
 
 
 def _rejects(rows: pa.Table, reason: str | None) -> list[dict[str, Any]]:
@@ -171,6 +183,7 @@ def _get(known: Any) -> KnownKeys:
 
 def prepare_block(block: pa.Table, how: Preparation, known: Any) -> pa.Table:
     """The stage of `prepare`, timed; `known` may be a reference."""
+    keep_ray_data_quiet()
     began = time.perf_counter()
     out = prepare(block, how, _get(known))
     return with_time(out, time.perf_counter() - began)
@@ -183,7 +196,7 @@ def receipts(
     pool: Pool,
     target: dict[str, Any],
 ) -> Iterator[pa.Table]:
-    """Run a corpus through preparation, encoders and writers; yields receipts as blocks are written.
+    """Run a corpus through preparation, encoders and writers; yields a receipt a written block.
 
     Args:
         corpus: what to read.
@@ -200,8 +213,8 @@ def receipts(
         num_cpus=pool.task_cpus,
     )
     with warnings.catch_warnings():
-        # Bounds on restarts have no other way in yet; without them a batch that kills its actor
-        # is tried for ever.
+        # A bound on retries has no other way in yet; without it a window that kills its actor is
+        # tried for ever.
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
         vectors = prepared.map_batches(
             EncodeBlocks,
@@ -211,8 +224,7 @@ def receipts(
             batch_format="pyarrow",
             num_cpus=pool.cpus_per_encoder,
             num_gpus=pool.gpus_per_encoder or None,
-            max_restarts=pool.actor_restarts,
-            max_task_retries=pool.actor_restarts,
+            max_task_retries=pool.window_retries,
         )
     written = vectors.map_batches(
         write, fn_kwargs=target, batch_size=None, batch_format="pyarrow", num_cpus=pool.task_cpus
@@ -241,11 +253,8 @@ def doubled_rows(
         batch_format="pyarrow",
         num_cpus=pool.task_cpus,
     )
-    rows = [
-        row
-        for block in found.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-        for row in block.to_pylist()
-    ]
+    blocks = found.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    rows = [row for block in blocks for row in block.to_pylist()]
     return sorted(rows, key=lambda row: (row["shard"], row["row"], row["row_key"]))
 
 

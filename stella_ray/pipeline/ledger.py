@@ -96,12 +96,12 @@ class Ledger:
         return np.setdiff1d(keys, self.losers, assume_unique=True)
 
     def doubled_documents(self) -> np.ndarray:
-        """The document parts (S7) that more than one key has: ids that may stand for several texts."""
+        """The document parts (S7) of more than one key: ids that may stand for several texts."""
         docs = document_parts(self.expected())
         return np.unique(docs[1:][docs[1:] == docs[:-1]])
 
     def strike(self, losing_keys: list[bytes]) -> None:
-        """Strike rows that lost their id to another row off the books; one key for each such row."""
+        """Strike rows that lost their id to another off the books; one key for each such row."""
         self.losers = np.unique(np.array(losing_keys, _KEY))
         self.counts.rejected += len(losing_keys)
         # A losing row that came several times was counted as a repeat of itself.
@@ -121,7 +121,7 @@ class Ledger:
         return int(np.isin(fresh, keep).sum()), int(np.isin(refreshed, keep).sum())
 
     def one_commit_is_enough(self) -> bool:
-        """Whether every written row stays, so that only rows known before the run may have to go."""
+        """Whether every written row stays, so that only rows known before may have to go."""
         written = self.written()
         return not len(self.losers) and len(np.unique(written)) == len(written)
 

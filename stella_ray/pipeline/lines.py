@@ -15,10 +15,12 @@ import orjson
 import pyarrow as pa
 
 from stella_ray.errors import CorpusError
-from stella_ray.pipeline.cells import CorpusColumns, as_type, missing_columns, not_utf8
+from stella_ray.pipeline.cells import CorpusColumns, as_type, check_columns, not_utf8
 
 LONGEST_FIELD = 2**31 - 1
 """csv's own limit of 131,072 characters a field is below a long document."""
+
+BOM = b"\xef\xbb\xbf"
 
 LINES_FOR_TYPES = 256
 """Lines looked at for the types of kept columns."""
@@ -78,10 +80,8 @@ def _checked_id(doc_id: Any) -> tuple[str | None, str | None]:
         return str(doc_id), None
     if doc_id is None or isinstance(doc_id, str):
         return _checked_text(doc_id, "id", errors="replace")
-    return (
-        None,
-        f"the id is {_JSON_TYPES.get(type(doc_id), type(doc_id).__name__)}, expected text or an integer",
-    )
+    found = _JSON_TYPES.get(type(doc_id), type(doc_id).__name__)
+    return None, f"the id is {found}, expected text or an integer"
 
 
 def _checked_text(
@@ -104,7 +104,7 @@ def _checked_text(
 
 
 def opened(file: IO[bytes], compression: str | None) -> IO[bytes]:
-    """The file's bytes, decompressed as a stream; several members or frames behind one another count."""
+    """The file's bytes, decompressed as a stream; of several members or frames, all are read."""
     if compression == "gzip":
         return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]
     if compression == "zstd":
@@ -113,7 +113,7 @@ def opened(file: IO[bytes], compression: str | None) -> IO[bytes]:
 
 
 def position(file: IO[bytes]) -> int | None:
-    """Bytes of the shard read so far; None at its end, where Arrow's decompression has closed it."""
+    """Bytes of the shard read so far; None at its end, where Arrow's decompression closed it."""
     return None if file.closed else file.tell()
 
 
@@ -134,7 +134,7 @@ def read_jsonl(
     lines, objects = Lines(), _Objects()
     first = True
     for number, line in enumerate(opened(file, compression)):
-        line = line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
+        line = line.removeprefix(BOM) if number == 0 else line
         if not line.strip():
             continue
         item, reason = _json_object(line)
@@ -160,14 +160,14 @@ def first_json_types(
     """The Arrow types of these columns in a shard's first lines; text where they disagree."""
     values: dict[str, list[Any]] = {name: [] for name in names}
     for line in itertools.islice(opened(file, compression), LINES_FOR_TYPES):
-        item, _ = _json_object(line)
+        item, _ = _json_object(line.removeprefix(BOM))
         for name in names:
             values[name].append(item.get(name))
     types = {}
     for name, cells in values.items():
         try:
             types[name] = pa.array(cells).type
-        except (pa.ArrowException, ValueError, TypeError):
+        except (pa.ArrowException, ValueError, TypeError, OverflowError):
             types[name] = pa.string()
     return types
 
@@ -187,9 +187,9 @@ def _json_object(line: bytes) -> tuple[dict[str, Any], str | None]:
 
 
 def _what_is_readable(line: bytes) -> dict[str, Any]:
-    """A faulty line's object as far as the forgiving parser gets, so that the reject can name its id."""
+    """What the forgiving parser makes of a faulty line, so that the reject can name its id."""
     try:
-        item = json.loads(line.decode(errors="replace"))
+        item = json.loads(line.decode(errors="replace"), strict=False)
     except ValueError:
         return {}
     return item if isinstance(item, dict) else {}
@@ -217,8 +217,7 @@ class _Objects:
     def check(self, path: str, columns: CorpusColumns) -> None:
         if not self.sound:
             raise CorpusError(f"{path}: {self.fault}; expected one JSON object on each line")
-        if missing := [name for name in columns.all if name not in self.keys]:
-            raise missing_columns(path, missing, list(self.keys))
+        check_columns(path, columns.all, list(self.keys))
         for name, expected, wanted in (
             (columns.text, {str}, "text"),
             (columns.doc_id, {str, int}, "text or integers as ids"),
@@ -245,34 +244,33 @@ def read_csv(
     Quotes, commas and line ends in cells as RFC 4180 has them; UTF-8 with or without a mark.
 
     Raises:
-        CorpusError: a column is missing.
+        CorpusError: a column is missing or doubled.
         csv.Error: the quotes don't match.
     """
     csv.field_size_limit(LONGEST_FIELD)
-    # surrogateescape keeps bytes that aren't UTF-8, so that their row can be told from its neighbours.
-    text = io.TextIOWrapper(
+    # surrogateescape keeps bytes that aren't UTF-8, so that a row can be told from its neighbours.
+    with io.TextIOWrapper(
         opened(file, compression), encoding="utf-8-sig", errors="surrogateescape", newline=""
-    )
-    reader = csv.reader(text, strict=True)
-    header = next(reader, [])
-    if missing := [name for name in columns.all if name not in header]:
-        raise missing_columns(path, missing, header)
-    doc_at, text_at = header.index(columns.doc_id), header.index(columns.text)
-    kept_at = [header.index(column.name) for column in kept]
-    lines, row = Lines(), 0
-    for cells in reader:
-        if not cells:
-            continue  # an empty line is no row
-        reason = None
-        if len(cells) != len(header):
-            reason = f"{len(cells)} cells where the header has {len(header)}"
-            cells = (cells + [""] * len(header))[: len(header)]
-        kept_cells = tuple(cells[i] for i in kept_at)
-        lines.add(row, cells[doc_at] or None, cells[text_at], kept_cells, reason)
-        lines.bytes += len(cells[text_at])
-        row += 1
-        if len(lines.rows) >= limits[0] or lines.bytes >= limits[1]:
+    ) as text:
+        reader = csv.reader(text, strict=True)
+        header = next(reader, [])
+        check_columns(path, columns.all, header)
+        doc_at, text_at = header.index(columns.doc_id), header.index(columns.text)
+        kept_at = [header.index(column.name) for column in kept]
+        lines, row = Lines(), 0
+        for cells in reader:
+            if not cells:
+                continue  # an empty line is no row
+            reason = None
+            if len(cells) != len(header):
+                reason = f"{len(cells)} cells where the header has {len(header)}"
+                cells = (cells + [""] * len(header))[: len(header)]
+            kept_cells = tuple(cells[i] for i in kept_at)
+            lines.add(row, cells[doc_at] or None, cells[text_at], kept_cells, reason)
+            lines.bytes += sum(len(cell.encode(errors="surrogateescape")) for cell in cells)
+            row += 1
+            if len(lines.rows) >= limits[0] or lines.bytes >= limits[1]:
+                yield lines.table(kept), position(file)
+                lines = Lines()
+        if lines.rows:
             yield lines.table(kept), position(file)
-            lines = Lines()
-    if lines.rows:
-        yield lines.table(kept), position(file)

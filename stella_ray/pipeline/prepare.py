@@ -121,7 +121,7 @@ def _reasons(block: pa.Table) -> list[str | None]:
 def _fates(
     keys: pa.Array, reasons: list[str | None], known: KnownKeys
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Each row's fate and, where the table has its text already, the position among the known keys."""
+    """Each row's fate and, where the table has its text, the position among the known keys."""
     own = key_array(pa.table({"row_key": keys}))
     exact = known.find(own)
     same_text = known.find(own, DOC_BYTES + TEXT_BYTES)

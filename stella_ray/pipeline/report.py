@@ -36,9 +36,9 @@ class RunReport:
     """Everything that report.json holds.
 
     The rows add up: rows_read = embedded + unchanged + rejected + repeated, and
-    table_rows = embedded + unchanged. `refreshed` rows (kept columns changed, vector kept) are among
-    the unchanged ones; `repeated` rows are the same in all as another; `replaced` counts old rows of
-    changed documents, `deleted` documents that are gone from the corpus.
+    table_rows = embedded + unchanged. `refreshed` rows (kept columns changed, vector kept) are
+    among the unchanged ones; `repeated` rows are the same in all as another; `replaced` counts old
+    rows of changed documents, `deleted` documents that are gone from the corpus.
     """
 
     run_id: str
@@ -95,12 +95,14 @@ class RunReport:
         """The summary for people, a few lines."""
         padding = 1 - self.tokens / self.padded_tokens if self.padded_tokens else 0.0
         lines = [
-            f"read {self.rows_read:,} rows: {self.embedded:,} embedded, {self.unchanged:,} unchanged"
+            f"read {self.rows_read:,} rows: {self.embedded:,} embedded,"
+            f" {self.unchanged:,} unchanged"
             + (f" ({self.refreshed:,} of them refreshed)" if self.refreshed else "")
             + f", {self.rejected:,} rejected"
             + (f", {self.repeated:,} repeated" if self.repeated else "")
             + f"; {self.deleted:,} deleted",
-            f"{self.tokens:,} tokens, {padding:.1%} padding, {self.truncated:,} documents cut at max_tokens,"
+            f"{self.tokens:,} tokens, {padding:.1%} padding,"
+            f" {self.truncated:,} documents cut at max_tokens,"
             f" {self.tokens_per_second:,.0f} tokens/s",
             f"table {self.table}: {self.table_rows:,} rows, version {self.version}"
             + (f" is live (was {self.live_before})" if self.outcome == "published" else ""),

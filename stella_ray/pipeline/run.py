@@ -1,4 +1,4 @@
-"""A run from its first key to the moved tag: embed what the table lacks, delete what is stale, publish."""
+"""A run from its first key to the moved tag: embed what is new, delete what is stale, publish."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray
 from ray.data.exceptions import ExecutionTimeoutError
 
@@ -35,8 +36,8 @@ class Guards:
 class Run:
     """A corpus on its way into a table.
 
-    `execute` 1. reads the known keys, 2. embeds and commits what is new, 3. settles doubled ids,
-    4. checks the guards, 5. deletes what is stale with the last commit, 6. tidies, verifies, publishes.
+    `execute`: 1. read the known keys. 2. Embed and commit what is new. 3. Settle doubled ids.
+    4. Check the guards. 5. Delete what is stale with the last commit. 6. Tidy, verify, publish.
     """
 
     corpus: Corpus
@@ -83,7 +84,7 @@ class Run:
                 if "first_receipt" not in self.report.seconds:
                     self.report.add_seconds("first_receipt", time.monotonic() - began)
                 ledger.add(receipt)
-                self._reject(receipt.column("rejects").to_pylist())
+                self._reject(receipt)
                 late = time.monotonic() - last_commit >= self.settings.seconds_per_commit
                 if ledger.pending_rows >= self.settings.rows_per_commit or late:
                     self._commit(ledger)
@@ -95,9 +96,9 @@ class Run:
             progress.close()
             self.report.add_seconds("embed", time.monotonic() - began)
 
-    def _reject(self, receipts_rejects: list[list[dict[str, Any]]]) -> None:
-        for rejects in receipts_rejects:
-            for one in rejects:
+    def _reject(self, receipt: pa.Table) -> None:
+        for row in receipt.select(["rejects"]).to_pylist():
+            for one in row["rejects"]:
                 shard = self.corpus.shard_name(one["shard"])
                 self.rejects.add(shard, one["row"], one["doc_id"], one["reason"])
 
@@ -132,21 +133,23 @@ class Run:
         counts, report = ledger.counts, self.report
         if counts.rejected > self.guards.max_reject_fraction * counts.rows_read:
             raise IncompleteRun(
-                f"{counts.rejected:,} of {counts.rows_read:,} rows were rejected, more than max_reject_fraction"
-                f" {self.guards.max_reject_fraction:g} allows; the rows and reasons are in {self.rejects.uri}."
-                " Mend them, or raise --max_reject_fraction; the published version is as it was"
+                f"{counts.rejected:,} of {counts.rows_read:,} rows were rejected, more than"
+                f" max_reject_fraction {self.guards.max_reject_fraction:g} allows; which and why is"
+                f" in {self.rejects.uri}. Mend them, or raise --max_reject_fraction; the published"
+                " version is as it was"
             )
         gone, before = ledger.vanished_documents()
         if gone > self.guards.max_delete_fraction * before:
             raise IncompleteRun(
                 f"{gone:,} of the table's {before:,} documents are gone from the corpus, more than"
-                f" max_delete_fraction {self.guards.max_delete_fraction:g} allows to delete; check that --corpus"
-                " is whole, or raise --max_delete_fraction. The published version is as it was"
+                f" max_delete_fraction {self.guards.max_delete_fraction:g} allows to delete; check"
+                " that --corpus is whole, or raise --max_delete_fraction. The published version is"
+                " as it was"
             )
         report.deleted = gone
 
     def _last_commit(self, ledger: Ledger) -> None:
-        """Add the last fragments and delete the stale rows, in one version where that is possible."""
+        """Add the last fragments and delete the stale rows, in one version where that can be."""
         with self.report.stage("commit"):
             there = ledger.known
             if not ledger.one_commit_is_enough():
@@ -180,15 +183,13 @@ class Run:
         report.tokens_per_second = round(report.tokens / spent, 1) if spent else 0.0
 
 
-def _as_person_reads_it(error: BaseException) -> BaseException:
+def _as_person_reads_it(error: Exception) -> Exception:
     """The one line of a failure on a worker; a bug in our code stays the exception that it is."""
     known = stella_error_in(error)
-    if known is not None:
-        return known
-    if isinstance(error, ray.exceptions.RayTaskError):
-        return error
+    if known is not None or isinstance(error, ray.exceptions.RayTaskError):
+        return known or error
     reason = " ".join(str(error).split())[:300]
     return IncompleteRun(
-        f"the pipeline broke off ({type(error).__name__}: {reason}); what was committed stays, run it"
-        " again to go on. The published version is as it was"
+        f"the pipeline broke off ({type(error).__name__}: {reason}); what was committed stays, run"
+        " it again to go on. The published version is as it was"
     )

@@ -21,8 +21,8 @@ from stella_ray.errors import CorpusError, StellaError
 from stella_ray.pipeline.cells import (
     CorpusColumns,
     as_type,
+    check_columns,
     empty_shard,
-    missing_columns,
     valid_utf8,
 )
 from stella_ray.pipeline.lines import read_csv, read_jsonl
@@ -45,7 +45,7 @@ class Shard:
 
 
 def shard_format(path: str) -> tuple[str, str | None] | None:
-    """The format and compression that a file's name says; None where it isn't one that is read here."""
+    """The format and compression by a file's name; None where it isn't one that is read here."""
     compression = next((c for end, c in COMPRESSIONS.items() if path.endswith(end)), None)
     stem = path.rpartition(".")[0] if compression else path
     form = next((form for end, form in FORMATS.items() if stem.endswith(end)), None)
@@ -120,8 +120,7 @@ def arrow_rows(
     Raises:
         CorpusError: a column is missing, or the text isn't text.
     """
-    if missing := [name for name in columns.all if name not in block.column_names]:
-        raise missing_columns(where, missing, block.column_names)
+    check_columns(where, columns.all, block.column_names)
     check_types(where, block.schema, columns)
     if not len(block):
         return source(kept).empty_table()
@@ -154,8 +153,7 @@ def _read_parquet(
 ) -> Iterator[tuple[pa.Table, int | None]]:
     parquet = pq.ParquetFile(file, buffer_size=1 << 20)
     schema = parquet.schema_arrow
-    if missing := [name for name in columns.all if name not in schema.names]:
-        raise missing_columns(shard.path, missing, schema.names)
+    check_columns(shard.path, columns.all, schema.names)
     check_types(shard.path, schema, columns)
     total = max(1, parquet.metadata.num_rows)
     widest = max(

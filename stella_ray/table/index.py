@@ -15,7 +15,7 @@ INDEX_NAME = "doc_id_idx"
 
 
 def tidy(table: VectorTable) -> None:
-    """Merge small fragments, then bring the BTREE on doc_id up to date; adds versions, changes no row."""
+    """Merge small fragments, then bring the BTREE on doc_id up to date; no row changes."""
     with lance_errors(table.uri, "compacting"):
         small = [
             f for f in table.dataset.get_fragments() if f.count_rows() < ROWS_PER_FRAGMENT // 2

@@ -1,4 +1,4 @@
-"""Which version readers see: the tags `live` and `live-previous`, and the checks before they move."""
+"""Which version readers see: the tags `live` and `live-previous`, and the check before a move."""
 
 from __future__ import annotations
 
@@ -40,8 +40,9 @@ def verify(table: VectorTable, expected: np.ndarray) -> None:
     missing = len(np.setdiff1d(expected, distinct, assume_unique=True))
     foreign = len(np.setdiff1d(distinct, expected, assume_unique=True))
     raise IncompleteRun(
-        f"{table.uri} version {table.version} is not what the corpus says: {missing:,} rows missing,"
-        f" {foreign:,} foreign, {len(found) - len(distinct):,} doubled; it was not published"
+        f"{table.uri} version {table.version} is not what the corpus says:"
+        f" {missing:,} rows missing, {foreign:,} foreign, {len(found) - len(distinct):,} doubled;"
+        " it was not published"
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from stella_ray.errors import SettingsError, TableError
 from stella_ray.table.publish import LIVE
-from stella_ray.table.vectors import VectorTable
+from stella_ray.table.vectors import VectorTable, reason
 
 _PLUMBING = ("vector", "row_key", "run_id", "n_tokens", "truncated")
 
@@ -34,7 +34,7 @@ def search(
     dim = table.dataset.schema.field("vector").type.list_size
     if vector.shape != (dim,):
         raise TableError(
-            f"{table.uri} holds vectors of {dim} numbers, the query has {vector.shape}"
+            f"{table.uri} holds vectors of {dim} numbers, the query's has the shape {vector.shape}"
         )
     columns = [name for name in table.dataset.schema.names if name not in _PLUMBING]
     nearest = {"column": "vector", "q": vector, "k": limit, "metric": "cosine"}
@@ -44,9 +44,10 @@ def search(
         )
     except (ValueError, OSError, RuntimeError) as error:
         if filter is None:
-            raise TableError(f"{table.uri}: the search failed ({_first_line(error)})") from None
+            raise TableError(f"{table.uri}: the search failed ({reason(error)})") from None
+        why = reason(error).split(" Valid fields are")[0]
         raise SettingsError(
-            f"--filter {filter!r} can't be answered ({_first_line(error)}); expected SQL over the columns"
+            f"--filter {filter!r} can't be answered ({why}); expected SQL over the columns"
             f" {columns}, as in \"title = '…'\""
         ) from None
     rows: list[dict[str, Any]] = found.to_pylist()
@@ -65,7 +66,3 @@ def open_live(uri: str) -> VectorTable:
     if LIVE not in table.tagged():
         raise TableError(f"{uri}: nothing is published yet; finish a run of jobs/embed.py first")
     return VectorTable.open(uri, LIVE)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200]

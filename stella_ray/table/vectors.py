@@ -7,6 +7,7 @@ version; readers read the one under the tag `live` (publish.py).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,9 +26,23 @@ ENCODER = b"stella_ray.encoder"
 """Schema metadata: the fingerprint and how to open the encoder for searching, JSON."""
 
 REBUILT_FROM = b"stella_ray.rebuilt_from"
-"""Schema metadata: the live version when a rebuild began, so that a dead rebuild is gone on with."""
+"""Schema metadata: the newest tagged version when a rebuild began; while it still is the newest,
+that rebuild was never published, and the next one goes on with it."""
 
 ROWS_PER_TAKE = 8_192
+
+_HALF_MADE = frozenset({"_transactions", "_versions"})
+"""What a creation that was killed leaves."""
+
+_NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.-]+")
+"""A table's name, by LanceDB's rule."""
+
+_PLACE_IN_SOURCE = re.compile(r",? ?\S+\.rs:\d+:\d+")
+
+
+def reason(error: Exception) -> str:
+    """The first line of Lance's own words, without the places in its source."""
+    return _PLACE_IN_SOURCE.sub("", str(error).strip().split("\n")[0])[:300]
 
 
 @contextmanager
@@ -42,19 +57,19 @@ def lance_errors(uri: str, doing: str) -> Iterator[None]:
     except StellaError:
         raise
     except (OSError, ValueError, RuntimeError, pa.ArrowException) as error:
-        reason = str(error).strip().split("\n")[0].split(", /")[0][:300]
-        raise TableError(f"{uri}: {doing} failed: {reason}") from error
+        raise TableError(f"{uri}: {doing} failed: {reason(error)}") from error
 
 
 def table_uri(name: str) -> str:
-    """The dataset's place: `DIR/NAME` and `DIR/NAME.lance` both mean what `lancedb.connect(DIR)` calls NAME.
+    """The dataset's place, DIR/NAME.lance: what `lancedb.connect(DIR)` calls NAME.
 
     Raises:
         TableError: not a name that LanceDB accepts.
     """
     folder, _, last = name.rstrip("/").rpartition("/")
     last = last.removesuffix(".lance")
-    if not folder or not last or not all(c.isascii() and (c.isalnum() or c in "_-.") for c in last):
+    # s3://BUCKET alone has no name in it: its last part is the bucket.
+    if not folder or folder.endswith(":/") or not _NAME.fullmatch(last):
         raise TableError(
             f"--table {name}: expected DIR/NAME, the name of letters, digits, '_', '-' and '.'"
         )
@@ -76,7 +91,7 @@ class KnownKeys:
     addresses: np.ndarray
 
     def find(self, keys: np.ndarray, prefix_bytes: int = KEY_BYTES) -> np.ndarray:
-        """The position of each key (or of one that starts with the same bytes), -1 if none, int64 [rows]."""
+        """Where each key, or one that starts with the same bytes, is; -1 if none, int64 [rows]."""
         if not len(self.keys):
             return np.full(len(keys), -1, np.int64)
         wanted = _starts(keys, prefix_bytes)
@@ -107,19 +122,17 @@ class VectorTable:
         Raises:
             TableError: there is no such table or version.
         """
+        table = cls.open_if_there(uri)
+        if table is None:
+            raise TableError(f"{uri}: no such table; write one with jobs/embed.py --table")
+        if version is None:
+            return table
         try:
-            return cls(uri, lance.dataset(uri, version=version))
-        except (ValueError, OSError, RuntimeError) as error:
-            if "was not found" in str(error) and "version" not in str(error).lower():
-                raise TableError(
-                    f"{uri}: no such table; write one with jobs/embed.py --table"
-                ) from None
-            if version is not None:
-                raise TableError(
-                    f"{uri}: no version {version!r}; see jobs/publish.py status --table {uri}"
-                ) from None
-            reason = str(error).strip().split("\n")[0][:200]
-            raise TableError(f"{uri}: not a readable Lance table ({reason})") from None
+            return cls(uri, table.dataset.checkout_version(version))
+        except (ValueError, OSError, RuntimeError):
+            raise TableError(
+                f"{uri}: no version {version!r}; see jobs/publish.py status --table {uri}"
+            ) from None
 
     @classmethod
     def open_if_there(cls, uri: str) -> VectorTable | None:
@@ -128,16 +141,17 @@ class VectorTable:
         Raises:
             TableError: something else is in its place.
         """
+        taken = TableError(f"{uri}: exists and is not a Lance table; give another --table")
+        if Path(uri).is_file():  # Lance would try for seconds
+            raise taken
         try:
             return cls(uri, lance.dataset(uri))
         except (ValueError, OSError, RuntimeError) as error:
             if "was not found" not in str(error):
-                reason = str(error).strip().split("\n")[0][:200]
-                raise TableError(f"{uri}: not a readable Lance table ({reason})") from None
-        local = Path(uri)
-        if "://" not in uri and local.exists() and (not local.is_dir() or any(local.iterdir())):
-            raise TableError(f"{uri}: exists and is not a Lance table; give another --table")
-        return None
+                raise TableError(f"{uri}: not a readable Lance table ({reason(error)})") from None
+            if _holds_files(uri):
+                raise taken from None
+            return None
 
     @classmethod
     def create(cls, uri: str, schema: pa.Schema, encoder: dict[str, Any]) -> VectorTable:
@@ -151,13 +165,14 @@ class VectorTable:
             )
 
     def rebuild(self, schema: pa.Schema, encoder: dict[str, Any]) -> VectorTable:
-        """Start over in a new, empty version, or go on with a rebuild that died; `live` stays as it is."""
-        live = str(self.tagged().get("live", 0)).encode()
-        now = self.dataset.schema.metadata or {}
-        same = self.encoder().get("digest") == encoder["digest"]
-        if now.get(REBUILT_FROM) == live and same and self.dataset.schema.names == schema.names:
+        """Start over in a new, empty version, or go on with a rebuild that died; no tag moves."""
+        # `live` alone isn't enough: a rollback points it to where it was before the rebuild.
+        newest = str(max(self.tagged().values(), default=0)).encode()
+        now = self.dataset.schema
+        same = self.encoder().get("digest") == encoder["digest"] and _types(now) == _types(schema)
+        if same and (now.metadata or {}).get(REBUILT_FROM) == newest:
             return self
-        metadata = {ENCODER: json.dumps(encoder, ensure_ascii=False).encode(), REBUILT_FROM: live}
+        metadata = {ENCODER: json.dumps(encoder, ensure_ascii=False).encode(), REBUILT_FROM: newest}
         return self._commit(
             lance.LanceOperation.Overwrite(schema.with_metadata(metadata), []),
             "starting the rebuild",
@@ -172,20 +187,18 @@ class VectorTable:
         """
         own = self.encoder()
         if own.get("digest") != encoder["digest"]:
-            differs = [
-                k for k in encoder if k not in ("name", "digest") and own.get(k) != encoder[k]
-            ]
             raise ModelMismatch(
-                f"{self.uri} holds vectors of {own.get('name')} ({own.get('digest')}), this run's encoder is"
-                f" {encoder['name']} ({encoder['digest']}); they differ in {', '.join(differs)}."
-                " Use the table's encoder, another table, or --rebuild to embed everything anew"
+                f"{self.uri} holds vectors of {own.get('name')} ({own.get('digest')}), this run's"
+                f" encoder is {encoder['name']} ({encoder['digest']}); they differ in"
+                f" {', '.join(differing_parts(own, encoder))}. Use the table's encoder, another"
+                " table, or --rebuild to embed everything anew"
             )
-        have = {field.name: field.type for field in self.dataset.schema}
-        want = {field.name: field.type for field in schema}
+        have, want = _types(self.dataset.schema), _types(schema)
         if have != want:
             raise TableError(
-                f"{self.uri} has the columns {_columns(have, want)}, this run would write {_columns(want, have)};"
-                " use the same --keep_columns, --store_text and --vector_type, or --rebuild"
+                f"{self.uri} has the columns {_columns(have, want)}, this run would write"
+                f" {_columns(want, have)}; use the same --keep_columns, --store_text and"
+                " --vector_type, or --rebuild"
             )
 
     @property
@@ -289,6 +302,22 @@ def open_for_run(
     return there
 
 
+def differing_parts(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """What sets two fingerprints apart; a name or the way to open it changes no vector."""
+    parts = [part for part in other if part not in ("name", "digest", "open")]
+    return [part for part in parts if one.get(part) != other[part]]
+
+
+def _holds_files(uri: str) -> bool:
+    """Whether a local folder holds more than what a killed creation leaves."""
+    local = Path(uri)
+    return local.is_dir() and not {path.name for path in local.iterdir()} <= _HALF_MADE
+
+
+def _types(schema: pa.Schema) -> dict[str, pa.DataType]:
+    return {field.name: field.type for field in schema}
+
+
 def _columns(these: dict[str, Any], those: dict[str, Any]) -> str:
     differing = [f"{name} ({kind})" for name, kind in these.items() if those.get(name) != kind]
     return ", ".join(differing) or "none beyond those"
@@ -313,6 +342,6 @@ def rows_at(uri: str, version: int, addresses: np.ndarray, columns: Sequence[str
             dataset._take_rows(
                 addresses[start : start + ROWS_PER_TAKE].tolist(), columns=list(columns)
             )
-            for start in range(0, len(addresses), ROWS_PER_TAKE)
+            for start in range(0, max(1, len(addresses)), ROWS_PER_TAKE)
         ]
     return pa.concat_tables(parts)

