@@ -11,21 +11,24 @@ from __future__ import annotations
 import datetime
 import logging
 import secrets
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
+from ray.data import Dataset
 
 from stella_ray import settings
-from stella_ray.encode.models import EncoderSettings, EncoderSpec, find_encoder
+from stella_ray.encode.models import EncoderSettings, find_encoder
 from stella_ray.errors import SettingsError, StellaError
 from stella_ray.pipeline.cells import CorpusColumns
-from stella_ray.pipeline.cluster import PoolSettings, cluster, configure_data, size_pool
-from stella_ray.pipeline.corpus import ShardedCorpus, find_shards, kept_fields
+from stella_ray.pipeline.cluster import PoolSettings, cluster, size_pool
+from stella_ray.pipeline.corpus import DatasetCorpus, ShardedCorpus, find_shards
+from stella_ray.pipeline.kept import kept_fields
 from stella_ray.pipeline.prepare import Preparation
 from stella_ray.pipeline.report import RejectsFile, RunReport
 from stella_ray.pipeline.run import Guards, Run
+from stella_ray.pipeline.shards import Shard
 from stella_ray.rows import table_schema
 from stella_ray.storage import absolute
 from stella_ray.table.vectors import VectorTable, open_for_run, table_uri
@@ -37,7 +40,7 @@ log = logging.getLogger("stella_ray.embed")
 class EmbedJob:
     """Embed a sharded corpus into a LanceDB table."""
 
-    corpus: list[str]
+    corpus: list[str] = field(default_factory=list)
     """Files, folders or globs of shards: parquet, jsonl (.gz, .zst), csv (.gz, .zst)."""
     table: str
     """DIR/NAME: the table NAME of the LanceDB database in DIR."""
@@ -79,37 +82,40 @@ class EmbedJob:
         )
 
 
-def run(job: EmbedJob) -> RunReport:
-    """Find encoder, shards and table; then embed on the cluster; then publish."""
+def run(job: EmbedJob, dataset: Dataset | None = None) -> RunReport:
+    """Find encoder, rows and table; then embed on the cluster; then publish.
+
+    Args:
+        job: the settings.
+        dataset: rows to embed instead of the shards of `job.corpus`.
+    """
     began = datetime.datetime.now(datetime.timezone.utc)
     check_paths(job)
     uri = table_uri(absolute(job.table))
     there = VectorTable.open_if_there(uri)
-    shards = find_shards(job.corpus)
-    log.info("%s shards, %s bytes", f"{len(shards):,}", f"{sum(s.bytes for s in shards):,}")
+    rows = find_shards(job.corpus) if dataset is None else dataset
     spec = find_encoder(job.encoder)
-    same_schema = there is not None and not job.rebuild
-    kept = kept_fields(shards, job.columns, there.dataset.schema if same_schema and there else None)
+    known_columns = there.dataset.schema if there is not None and not job.rebuild else None
+    kept = kept_fields(rows, job.columns, known_columns)
     schema = table_schema(kept, job.store_text, spec.dim, pa.type_for_alias(job.vector_type))
-    table = open_for_run(uri, there, schema, encoder_metadata(job, spec), rebuild=job.rebuild)
+    encoder = {**spec.fingerprint, "open": how_to_open(job.encoder)}
+    table = open_for_run(uri, there, schema, encoder, rebuild=job.rebuild)
 
     run_id = f"{began:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
     folder = f"{uri.rpartition('/')[0]}/runs/{run_id}"
     report = RunReport(run_id, uri, spec.fingerprint, settings.shown(job))
     places = [f"{folder}/report.json", *([absolute(job.report)] if job.report else [])]
-    how = Preparation(
-        kept=tuple(kept), store_text=job.store_text, spec=spec, digest=spec.fingerprint["digest"]
-    )
     try:
         with report.stage("total"), cluster(), RejectsFile(f"{folder}/rejects.jsonl") as rejects:
             pool = size_pool(job.pool)
-            configure_data(job.pool, pool)
             report.pool = str(pool)
             log.info("run %s: %s", run_id, pool)
             Run(
-                corpus=ShardedCorpus(shards, job.columns, kept),
+                corpus=as_corpus(rows, job.columns, kept),
                 table=table,
-                how=how,
+                how=Preparation(
+                    kept=tuple(kept), store_text=job.store_text, spec=spec, digest=encoder["digest"]
+                ),
                 encoder=job.encoder,
                 settings=job.pool,
                 pool=pool,
@@ -130,6 +136,16 @@ def run(job: EmbedJob) -> RunReport:
     return report
 
 
+def as_corpus(
+    rows: list[Shard] | Dataset, columns: CorpusColumns, kept: list[pa.Field]
+) -> ShardedCorpus | DatasetCorpus:
+    """Shards or a dataset as what a run reads."""
+    if isinstance(rows, Dataset):
+        return DatasetCorpus(rows, columns, kept)
+    log.info("%s shards, %s bytes", f"{len(rows):,}", f"{sum(s.bytes for s in rows):,}")
+    return ShardedCorpus(rows, columns, kept)
+
+
 def check_paths(job: EmbedJob) -> None:
     """Refuse relative paths where the job was submitted to a cluster."""
     for place in job.corpus:
@@ -139,18 +155,14 @@ def check_paths(job: EmbedJob) -> None:
         settings.refuse_relative(**{"encoder.path": job.encoder.path})
 
 
-def encoder_metadata(job: EmbedJob, spec: EncoderSpec) -> dict[str, object]:
-    """What the table remembers of its encoder: the fingerprint, and how a search opens it again."""
-    path = job.encoder.path
+def how_to_open(encoder: EncoderSettings) -> dict[str, object]:
+    """What the table remembers, so that a search opens the same encoder again."""
+    path = encoder.path
     if Path(path).expanduser().is_dir():
         path = absolute(path)
-    again = {
-        key: value
-        for key, value in asdict(job.encoder).items()
-        if key in ("revision", "max_tokens", "pooling", "query_prefix", "passage_prefix", "prefix")
-        and value is not None
-    }
-    return {**spec.fingerprint, "open": {"path": path, **again}}
+    names = ("revision", "prefix", "max_tokens", "pooling", "query_prefix", "passage_prefix")
+    asked = {name: getattr(encoder, name) for name in names}
+    return {"path": path, **{name: value for name, value in asked.items() if value is not None}}
 
 
 def main() -> None:

@@ -67,13 +67,13 @@ def stella_error_in(error: BaseException | None) -> StellaError | None:
     text = str(error)
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
-        # Ray keeps the worker's exception in `.cause`, and may wrap it in a class derived from both.
+        # Ray keeps the worker's exception in `.cause`, and may derive its wrapper from both.
         below = getattr(error, "cause", None)
         if isinstance(error, StellaError) and below is None:
             return error
         seen.add(id(error))
         error = below or error.__cause__ or error.__context__
-    kinds = {kind.__name__: kind for kind in (StellaError, *_below(StellaError))}
+    kinds: dict[str, type[StellaError]] = {kind.__name__: kind for kind in _below(StellaError)}
     told = re.findall(rf"^\s*{re.escape(__name__)}\.(\w+): (.+)$", text, re.MULTILINE)
     return next((kinds[name](line.strip()) for name, line in told[::-1] if name in kinds), None)
 

@@ -18,9 +18,14 @@ HAN = [chr(c) for c in range(0x4E00, 0x4E00 + 2_000)]
 
 
 def make_encoder(
-    folder: Path, *, seed: int = 0, positions: int = 1_024, pooling: str | None = "mean"
+    folder: Path,
+    *,
+    seed: int = 0,
+    positions: int = 1_024,
+    pooling: str | None = "mean",
+    layers: int = 2,
 ) -> Path:
-    """Write a 2-layer BERT of random weights over 2,000 Chinese characters; `pooling` None leaves
+    """Write a small BERT of random weights over 2,000 Chinese characters; `pooling` None leaves
     the sentence-transformers files out."""
     import torch
     from transformers import BertConfig, BertModel, BertTokenizer
@@ -37,7 +42,7 @@ def make_encoder(
     vocab += [f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz0123456789"] + HAN
     torch.manual_seed(seed)
     config = BertConfig(
-        vocab_size=len(vocab), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=len(vocab), hidden_size=32, num_hidden_layers=layers, num_attention_heads=2,
         intermediate_size=64, max_position_embeddings=positions,
     )  # fmt: skip
     with warnings.catch_warnings():
@@ -75,7 +80,7 @@ def write(path: Path, value: Any) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder: BERT, mean pooling, stella's prefixes, 1,024 positions, 32 numbers a vector."""
+    """A model folder: BERT, mean pooling, stella's prefixes, 1,024 positions, vectors of 32."""
     return make_encoder(tmp_path_factory.mktemp("models") / "tiny")
 
 
@@ -87,7 +92,7 @@ def other_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
-    """One local Ray of two logical CPUs for the whole session; jobs called in this process use it."""
+    """One local Ray of two logical CPUs for the whole session, for jobs called in this process."""
     import ray
 
     with warnings.catch_warnings():

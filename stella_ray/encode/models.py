@@ -208,20 +208,30 @@ def _folder(path: str, revision: str | None) -> Path:
 
 
 def _hub_folder(path: str, revision: str | None, ways: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
 
-    wanted = ["*.json", "*.safetensors", "*.txt", "1_Pooling/*", "2_Normalize/*"]
+    silent = False
+    try:  # snapshot_download itself waits for a silent hub without end
+        seconds = constants.HF_HUB_ETAG_TIMEOUT
+        HfApi().model_info(path, revision=revision or "main", timeout=seconds)
+    except (HTTPError, OSError, ValueError) as error:  # all others are raised again below
+        silent = "Timeout" in type(error).__name__
+    wanted = ["*.json", "*.safetensors", "*.txt"]  # `*` is any depth; pickles are never fetched
     try:
-        return Path(snapshot_download(path, revision=revision, allow_patterns=wanted))
-    except LocalEntryNotFoundError:
-        where = os.environ.get("HF_ENDPOINT", "the model hub")
-        raise ModelError(
-            f"{path}: {where} can't be reached and there is no local copy; {ways},"
-            " or set HF_ENDPOINT"
-        ) from None
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
+        found = snapshot_download(
+            path, revision=revision, allow_patterns=wanted, local_files_only=silent
+        )
+        return Path(found)
+    except (HTTPError, OSError, ValueError) as error:
+        answer = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
+        if isinstance(error, LocalEntryNotFoundError) and not isinstance(answer, HfHubHTTPError):
+            where = os.environ.get("HF_ENDPOINT", "the model hub")
+            raise ModelError(
+                f"{path}: {where} can't be reached and there is no complete local copy; {ways},"
+                " or set HF_ENDPOINT"
+            ) from None
+        reason = " ".join(str(answer).split())[:200]
         at = f" at revision {revision}" if revision else ""
         raise ModelError(f"{path}{at}: not to be had from the hub ({reason}); {ways}") from None
 

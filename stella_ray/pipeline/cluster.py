@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,9 @@ CPUS_PER_CPU_ENCODER = 4
 TASK_CPUS = 0.5
 """What reading and writing tasks ask for beside CPU encoders: bookkeeping, so that two logical CPUs
 hold one encoder and both kinds of task (Ray Data waits silently for what can't be had)."""
+
+BYTES_PER_ROW = 2_048
+"""A row of 300 tokens with its text: Ray's blocks are then about as large as our windows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +72,7 @@ class Pool:
     window_rows: int
     block_bytes: int
     window_retries: int
+    no_progress_seconds: int
 
     def __str__(self) -> str:
         """A line for people."""
@@ -97,8 +102,12 @@ def cluster() -> Iterator[None]:
             "include_dashboard": False,
             "log_to_driver": False,
         }
+    # The core worker calls every actor with restarts an error, and Ray Data's all have them; Ray
+    # then says on stderr that it was told to keep quiet.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
-        ray.init(address=address, logging_level=logging.WARNING, **local)
+        with _without_stderr():
+            ray.init(address=address, logging_level=logging.WARNING, **local)
     except (ConnectionError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise SettingsError(
@@ -109,6 +118,21 @@ def cluster() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Send what native code writes to file descriptor 2 nowhere; exceptions come through."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def size_pool(settings: PoolSettings) -> Pool:
@@ -144,6 +168,7 @@ def size_pool(settings: PoolSettings) -> Pool:
         raise SettingsError(
             f"no node has the {each:g} CPUs of an encoder; lower --pool.cpus_per_encoder"
         )
+    window_rows = settings.window_rows or (8_192 if per_gpu else 512)
     share = os.cpu_count() or 2 if len(nodes) == 1 else max(node.get("CPU", 0.0) for node in nodes)
     return Pool(
         encoders=encoders,
@@ -151,17 +176,17 @@ def size_pool(settings: PoolSettings) -> Pool:
         cpus_per_encoder=each,
         task_cpus=task_cpus,
         threads=max(1, round(share / max(1.0, encoders / len(nodes)))),
-        window_rows=settings.window_rows or (8_192 if per_gpu else 512),
+        window_rows=window_rows,
         window_retries=settings.window_retries,
-        block_bytes=(16 << 20) if per_gpu else (1 << 20),
+        no_progress_seconds=settings.no_progress_seconds,
+        block_bytes=window_rows * BYTES_PER_ROW,
     )
 
 
-def configure_data(settings: PoolSettings, pool: Pool) -> None:
-    """Set Ray Data's context for this process: bounded blocks, no bars, no endless waiting."""
-    context = ray.data.DataContext.get_current()
+def configure_data(pool: Pool, context: ray.data.DataContext) -> None:
+    """Set a Ray Data context: bounded blocks, no bars, no endless wait."""
     context.target_max_block_size = pool.block_bytes
-    context.execution_no_progress_timeout_s = settings.no_progress_seconds
+    context.execution_no_progress_timeout_s = pool.no_progress_seconds
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.max_errored_blocks = 0

@@ -12,22 +12,17 @@ import pyarrow as pa
 import ray.data
 from ray.data import Dataset
 
-from stella_ray.errors import CorpusError, SettingsError
-from stella_ray.pipeline.cells import CorpusColumns, check_columns
-from stella_ray.pipeline.cluster import Pool, keep_ray_data_quiet
-from stella_ray.pipeline.lines import first_json_types
+from stella_ray.errors import CorpusError
+from stella_ray.pipeline.cells import CorpusColumns
+from stella_ray.pipeline.cluster import Pool, configure_data, keep_ray_data_quiet
 from stella_ray.pipeline.shards import (
     COMPRESSIONS,
     FORMATS,
     Shard,
     arrow_rows,
-    is_text,
-    parquet_schema,
     read_shard,
-    reading,
     shard_format,
 )
-from stella_ray.rows import RESERVED
 from stella_ray.storage import absolute, filesystem
 
 log = logging.getLogger(__name__)
@@ -95,55 +90,6 @@ def _shards_of(item: str) -> list[Shard]:
 
 def _hidden(name: str, below: str) -> bool:
     return any(part.startswith((".", "_")) for part in Path(name).relative_to(below).parts)
-
-
-def kept_fields(
-    shards: Sequence[Shard], columns: CorpusColumns, there: pa.Schema | None
-) -> list[pa.Field]:
-    """The kept columns with their types: the table's own, else those of each format's first shard.
-
-    Where formats disagree, text is taken: csv has nothing else.
-
-    Raises:
-        SettingsError: a name that the table needs for itself.
-        CorpusError: a shard that was looked at can't be read or lacks a column.
-    """
-    for name in columns.kept:
-        if name in RESERVED:
-            raise SettingsError(
-                f"--keep_columns {name}: the table needs this name for itself; rename the column in"
-                f" the corpus (taken: {', '.join(sorted(RESERVED))})"
-            )
-    if not columns.kept:
-        return []
-    if there is not None and all(name in there.names for name in columns.kept):
-        return [pa.field(name, there.field(name).type) for name in columns.kept]
-    first_of = {shard_format(shard.path): shard for shard in reversed(shards)}
-    seen = [_first_types(shard, columns) for shard in first_of.values()]
-    out = []
-    for name in columns.kept:
-        kinds = {types[name] for types in seen} - {pa.null()}
-        out.append(pa.field(name, kinds.pop() if len(kinds) == 1 else pa.string()))
-    return out
-
-
-def _first_types(shard: Shard, columns: CorpusColumns) -> dict[str, pa.DataType]:
-    form, compression = shard_format(shard.path) or ("", None)
-    if form == "csv":
-        return dict.fromkeys(columns.kept, pa.string())
-    if form == "jsonl":
-        with reading(shard.path, form) as file:
-            return first_json_types(file, compression, columns.kept)
-    schema = parquet_schema(shard.path)
-    check_columns(shard.path, columns.all, schema.names)
-    return {name: _stored(schema.field(name).type) for name in columns.kept}
-
-
-def _stored(kind: pa.DataType) -> pa.DataType:
-    """What a parquet column becomes in the table: dictionaries and wide strings turn plain."""
-    if pa.types.is_dictionary(kind):
-        return _stored(kind.value_type)
-    return pa.string() if is_text(kind) else kind
 
 
 class Corpus(Protocol):
@@ -223,6 +169,7 @@ class DatasetCorpus:
 
     def rows(self, pool: Pool) -> Dataset:
         """See `Corpus.rows`."""
+        configure_data(pool, self.dataset.context)  # it keeps the one that it was made under
         return self.dataset.map_batches(
             dataset_rows,
             fn_kwargs={"columns": self.columns, "kept": tuple(self.kept)},

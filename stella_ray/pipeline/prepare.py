@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import functools
+import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import ray
 
 from stella_ray.encode.models import EncoderSpec
 from stella_ray.encode.tokens import TextTokenizer
+from stella_ray.pipeline.cluster import keep_ray_data_quiet
+from stella_ray.pipeline.ledger import document_parts
 from stella_ray.rows import (
     DOC_BYTES,
     FRESH,
@@ -140,3 +145,25 @@ def _fates(
 def _tokenizer(folder: str, max_tokens: int) -> TextTokenizer:
     """One tokenizer a process: loading a large vocabulary takes a second."""
     return TextTokenizer(folder, max_tokens)
+
+
+def prepare_block(block: pa.Table, how: Preparation, known: Any) -> pa.Table:
+    """The stage of `prepare`, timed; `known` may be a reference."""
+    keep_ray_data_quiet()
+    began = time.perf_counter()
+    out = prepare(block, how, resolved(known))
+    return with_time(out, time.perf_counter() - began)
+
+
+def rows_of_documents(block: pa.Table, how: Preparation, documents: np.ndarray) -> pa.Table:
+    """The sound rows of these documents: shard, row, doc_id, row_key."""
+    block = sound_rows(block)
+    block = block.append_column("row_key", row_keys(block, how.kept_names, how.digest))
+    inside = np.isin(document_parts(key_array(block)), documents)
+    return block.select(["shard", "row", "doc_id", "row_key"]).filter(pa.array(inside))
+
+
+def resolved(known: Any) -> KnownKeys:
+    """The known keys, zero-copy from the object store where they are a reference."""
+    keys: KnownKeys = ray.get(known) if isinstance(known, ray.ObjectRef) else known
+    return keys

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
+import ray.data
 from ray.data.exceptions import ExecutionTimeoutError
 
 from stella_ray.encode.models import EncoderSettings
 from stella_ray.errors import IncompleteRun, stella_error_in
-from stella_ray.pipeline.cluster import Pool, PoolSettings
+from stella_ray.pipeline.cluster import Pool, PoolSettings, configure_data
 from stella_ray.pipeline.corpus import Corpus
 from stella_ray.pipeline.embed import doubled_rows, receipts
 from stella_ray.pipeline.ledger import Ledger
@@ -57,6 +58,7 @@ class Run:
             IncompleteRun: something is missing; what was written is committed, `live` is as it was.
             StellaError: a shard, the encoder or the table failed; likewise.
         """
+        configure_data(self.pool, ray.data.DataContext.get_current())
         with self.report.stage("known"):
             ledger = Ledger(self.table.known())
         try:

@@ -27,13 +27,15 @@ pytestmark = pytest.mark.ray
 
 def adds_up(report: Any) -> bool:
     total = report.embedded + report.unchanged + report.rejected + report.repeated
-    return bool(report.rows_read == total and report.table_rows == report.embedded + report.unchanged)
+    return bool(
+        report.rows_read == total and report.table_rows == report.embedded + report.unchanged
+    )
 
 
 def test_every_vector_is_the_one_of_its_own_text(
     desk: Desk, write_jsonl: Callable[..., Path]
 ) -> None:
-    rows = documents(150) + [{"id": "long", "text": text(5, 3_000), "title": None}]
+    rows = [*documents(150), {"id": "long", "text": text(5, 3_000), "title": None}]
     write_jsonl(desk.corpus / "a.jsonl", rows[:70])
     write_jsonl(desk.corpus / "b.jsonl", rows[70:])
     report = desk.embed(keep_columns=["title"])
@@ -126,7 +128,8 @@ def test_an_id_with_two_texts_keeps_the_first_row_and_rejects_the_others(
 def test_rows_that_cannot_be_embedded_are_listed_and_the_rest_is_published(
     desk: Desk, write_jsonl: Callable[..., Path]
 ) -> None:
-    bad = [{"id": "n", "text": None}, {"id": "e", "text": ""}, {"id": "b", "text": " \u3000\n"}, {"id": None, "text": "甲"}]  # fmt: skip
+    bad: list[dict[str, Any]] = [{"id": "n", "text": None}, {"id": "e", "text": ""}]
+    bad += [{"id": "b", "text": " \u3000\n"}, {"id": None, "text": "甲"}]
     write_jsonl(desk.corpus / "a.jsonl", [*documents(8), *bad])
     report = desk.embed(max_reject_fraction=0.5)
     assert adds_up(report)
@@ -141,9 +144,21 @@ def test_rows_that_cannot_be_embedded_are_listed_and_the_rest_is_published(
 
 
 def test_ids_may_hold_anything(desk: Desk, write_jsonl: Callable[..., Path]) -> None:
-    ids = ["it's", 'say "hi"', "two\nlines", "😀", "长" * 4_096, "; DROP TABLE docs", "\\", " ", "null"]
+    ids = [
+        "it's",
+        'say "hi"',
+        "two\nlines",
+        "😀",
+        "长" * 4_096,
+        "; DROP TABLE docs",
+        "\\",
+        " ",
+        "null",
+    ]
     write_jsonl(desk.corpus / "a.jsonl", [{"id": i, "text": text(n)} for n, i in enumerate(ids)])
-    write_jsonl(desk.corpus / "b.jsonl", [{"id": 7, "text": "整数"}, {"id": 2**60, "text": "大整数"}])
+    write_jsonl(
+        desk.corpus / "b.jsonl", [{"id": 7, "text": "整数"}, {"id": 2**60, "text": "大整数"}]
+    )
     desk.embed()
     assert set(rows_of(desk.table)) == {*ids, "7", str(2**60)}
     assert desk.embed().embedded == 0
@@ -170,7 +185,9 @@ def test_another_encoder_is_refused_with_both_names_and_rebuild_takes_it(
     small_desk.embed()
     before = rows_of(small_desk.table)
     other = {"encoder": EncoderSettings(path=str(other_encoder))}
-    with pytest.raises(ModelMismatch, match=rf"{small_desk.encoder}.*{other_encoder}.*weights.*--rebuild"):
+    with pytest.raises(
+        ModelMismatch, match=rf"{small_desk.encoder}.*{other_encoder}.*weights.*--rebuild"
+    ):
         small_desk.embed(**other)
     report = small_desk.embed(**other, rebuild=True)
     assert (report.embedded, report.table_rows) == (12, 12)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from jobs.publish import PublishJob, run
+from jobs.publish import PublishJob, main, run
+from stella_ray import settings
 from stella_ray.errors import TableError
 from stella_ray.rows import table_schema
 from stella_ray.table.publish import publish
@@ -50,7 +51,7 @@ def shell(*arguments: str) -> tuple[int, str, str]:
 
 
 def cells(page: str) -> list[list[str]]:
-    """The rows of a printed table, without its first column (the version) and the time."""
+    """The rows of a printed table."""
     lines = [line.split("│")[1:-1] for line in page.splitlines() if line.startswith("│")]
     return [[cell.strip() for cell in line] for line in lines]
 
@@ -95,6 +96,8 @@ def test_the_command_line_takes_the_action_as_its_first_word(table: Path) -> Non
     assert (code, errors) == (0, "")
     assert said.startswith("live is version 2 again")
     assert VectorTable.open(table_uri(str(table)), "live").version == 2
+    code, page, errors = shell("status", "--table", f"{table}-nope")
+    assert (code, page, errors.count("\n")) == (5, "", 1)
 
 
 @pytest.mark.parametrize(
@@ -110,10 +113,17 @@ def test_the_command_line_takes_the_action_as_its_first_word(table: Path) -> Non
     ],
 )
 def test_a_mistake_is_one_line_with_its_exit_code(
-    arguments: list[str], code: int, line: str
+    arguments: list[str],
+    code: int,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    left, out, err = shell(*arguments)
-    assert (left, out) == (code, "")
+    monkeypatch.setattr(sys, "argv", ["publish.py", *arguments])
+    with pytest.raises(SystemExit) as left:
+        settings.run_job(main)
+    out, err = capsys.readouterr()
+    assert (left.value.code, out) == (code, "")
     assert err.startswith("error: ")
     assert line in err
     assert err.count("\n") == 1

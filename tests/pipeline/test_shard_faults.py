@@ -238,8 +238,6 @@ FAULTS: dict[str, tuple[str, bytes, list[str]]] = {
     "parquet with ids of halves": ("a.parquet", parquet(id=[1.5], text=["a"]),
                                    ["column id is double", "expected text or integers"]),
     "zero bytes": ("a.jsonl", b"", [EMPTY]),
-    "zero bytes of csv": ("a.csv", b"", [EMPTY]),
-    "zero bytes of parquet": ("a.parquet", b"", [EMPTY]),
     "no rows in jsonl": ("a.jsonl", b"\n \n", [EMPTY]),
     "no rows in jsonl.gz": ("a.jsonl.gz", gzip.compress(b""), [EMPTY]),
     "no rows in csv": ("a.csv", b"id,text\n", [EMPTY]),

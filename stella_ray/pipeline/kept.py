@@ -1,0 +1,74 @@
+"""The kept columns: which types they have in the table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+from ray.data import Dataset
+
+from stella_ray.errors import SettingsError
+from stella_ray.pipeline.cells import CorpusColumns, check_columns
+from stella_ray.pipeline.lines import first_json_types
+from stella_ray.pipeline.shards import Shard, is_text, parquet_schema, reading, shard_format
+from stella_ray.rows import RESERVED
+
+
+def kept_fields(
+    corpus: Sequence[Shard] | Dataset, columns: CorpusColumns, there: pa.Schema | None
+) -> list[pa.Field]:
+    """The kept columns with their types: the table's own, else those of each format's first shard.
+
+    Where formats disagree, text is taken: csv has nothing else.
+
+    Raises:
+        SettingsError: a name that the table needs for itself.
+        CorpusError: a shard that was looked at can't be read or lacks a column.
+    """
+    for name in columns.kept:
+        if name in RESERVED:
+            raise SettingsError(
+                f"--keep_columns {name}: the table needs this name for itself; rename the column in"
+                f" the corpus (taken: {', '.join(sorted(RESERVED))})"
+            )
+    if not columns.kept:
+        return []
+    if there is not None and all(name in there.names for name in columns.kept):
+        return [pa.field(name, there.field(name).type) for name in columns.kept]
+    if isinstance(corpus, Dataset):
+        seen = [_dataset_types(corpus, columns)]
+    else:
+        first_of = {shard_format(shard.path): shard for shard in reversed(corpus)}
+        seen = [_first_types(shard, columns) for shard in first_of.values()]
+    out = []
+    for name in columns.kept:
+        kinds = [types[name] for types in seen if not pa.types.is_null(types[name])]
+        # Not a set: types that are equal may have different hashes (list<item>, list<element>).
+        agree = kinds and all(kind == kinds[0] for kind in kinds)
+        out.append(pa.field(name, kinds[0] if agree else pa.string()))
+    return out
+
+
+def _dataset_types(dataset: Dataset, columns: CorpusColumns) -> dict[str, pa.DataType]:
+    schema = dataset.take_batch(1, batch_format="pyarrow").schema
+    check_columns("the dataset", columns.all, schema.names)
+    return {name: _stored(schema.field(name).type) for name in columns.kept}
+
+
+def _first_types(shard: Shard, columns: CorpusColumns) -> dict[str, pa.DataType]:
+    form, compression = shard_format(shard.path) or ("", None)
+    if form == "csv":
+        return dict.fromkeys(columns.kept, pa.string())
+    if form == "jsonl":
+        with reading(shard.path, form) as file:
+            return first_json_types(file, compression, columns.kept)
+    schema = parquet_schema(shard.path)
+    check_columns(shard.path, columns.all, schema.names)
+    return {name: _stored(schema.field(name).type) for name in columns.kept}
+
+
+def _stored(kind: pa.DataType) -> pa.DataType:
+    """What a parquet column becomes in the table: dictionaries and wide strings turn plain."""
+    if pa.types.is_dictionary(kind):
+        return _stored(kind.value_type)
+    return pa.string() if is_text(kind) else kind

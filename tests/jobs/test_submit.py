@@ -1,0 +1,156 @@
+"""`ray job submit -- python jobs/embed.py …` from a checkout, on a cluster of `ray start`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.jobs.conftest import documents, rows_of
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+ROOT = Path(__file__).parents[2]
+RAY = Path(sys.executable).with_name("ray")
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [int(one.getsockname()[1]) for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+class Cluster:
+    """A head node of two CPUs with ports and a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.gcs, self.dashboard, client = free_ports(3)
+        self.environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        self.environment |= {
+            "RAY_AUTH_MODE": "disabled",
+            "PATH": f"{RAY.parent}:{os.environ['PATH']}",
+            "RAY_TMPDIR": str(folder),
+        }
+        self.address = f"http://127.0.0.1:{self.dashboard}"
+        self.before = {process.pid for process in psutil.process_iter()}
+        self.head = subprocess.Popen(
+            [RAY, "start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1",
+             f"--port={self.gcs}", f"--dashboard-port={self.dashboard}",
+             "--dashboard-host=127.0.0.1", f"--ray-client-server-port={client}", f"--temp-dir={folder}", "--disable-usage-stats",
+             "--object-store-memory=300000000"],
+            env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+        end = time.monotonic() + 90
+        while True:
+            try:
+                urllib.request.urlopen(f"{self.address}/api/version", timeout=2)
+                return
+            except OSError:
+                if time.monotonic() > end or self.head.poll() is not None:
+                    self.stop()
+                    raise
+                time.sleep(0.5)
+
+    def submit(self, *words: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(RAY), "job", "submit", "--address", self.address, "--working-dir", ".", "--",
+             "python", "jobs/embed.py", *(str(word) for word in words)],
+            cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=240,
+            check=False,
+        )  # fmt: skip
+
+    def last_job(self) -> dict[str, object]:
+        with urllib.request.urlopen(f"{self.address}/api/jobs/", timeout=10) as answer:
+            jobs = [job for job in json.load(answer) if job["type"] == "SUBMISSION"]
+        found: dict[str, object] = max(jobs, key=lambda job: job["start_time"])
+        return found
+
+    def stop(self) -> None:
+        """Kill what this cluster started: it and nothing else (`ray stop` kills every Ray here)."""
+        os.killpg(self.head.pid, signal.SIGTERM)
+        try:
+            self.head.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.head.pid, signal.SIGKILL)
+        mine = str(self.gcs)
+        for process in psutil.process_iter(["pid", "cmdline"]):
+            words = " ".join(process.info["cmdline"] or [])
+            if process.pid not in self.before and f"127.0.0.1:{mine}" in words:
+                process.kill()
+
+
+@pytest.fixture(scope="module")
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    # Ray puts sockets below its folder, and their paths may have 107 bytes at most.
+    folder = Path(f"/tmp/sr{os.getpid()}")
+    cluster = Cluster(folder)
+    yield cluster
+    cluster.stop()
+
+
+def test_a_submitted_job_embeds_publishes_and_reports(
+    ray_cluster: Cluster, tmp_path: Path, tiny_encoder: Path, write_jsonl: Callable[..., Path]
+) -> None:
+    write_jsonl(tmp_path / "corpus/a.jsonl", documents(20))
+    flags = ["--corpus", tmp_path / "corpus", "--table", tmp_path / "db/docs"]
+    flags += ["--encoder.path", tiny_encoder, "--report", tmp_path / "report.json"]
+
+    done = ray_cluster.submit(*flags)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "20 embedded" in done.stdout
+    assert ray_cluster.last_job()["status"] == "SUCCEEDED"
+    assert json.loads((tmp_path / "report.json").read_text())["outcome"] == "published"
+    assert len(rows_of(tmp_path / "db/docs")) == 20
+
+    # A failure: its line and code are in the log, the state and the report; the CLI itself says 1.
+    write_jsonl(tmp_path / "corpus/b.jsonl", [{"id": "n", "text": None}])
+    failed = ray_cluster.submit(*flags)
+    said = failed.stdout + failed.stderr
+    assert failed.returncode == 1
+    assert (
+        len(re.findall(r"^error: 1 of 21 rows were rejected.*rejects\.jsonl", said, re.M)) == 1
+    ), said
+    job = ray_cluster.last_job()
+    assert job["status"] == "FAILED"
+    assert job["driver_exit_code"] == 6
+    outcome = json.loads((tmp_path / "report.json").read_text())["outcome"]
+    assert outcome.startswith("IncompleteRun: 1 of 21 rows")
+    assert len(rows_of(tmp_path / "db/docs")) == 20
+
+
+def test_relative_paths_are_refused_in_a_submitted_job(ray_cluster: Cluster) -> None:
+    done = ray_cluster.submit("--corpus", "examples/corpus", "--table", "db/docs")
+    said = done.stdout + done.stderr
+    assert re.search(
+        r"^error: --corpus examples/corpus is a relative path.*absolute path", said, re.M
+    )
+    assert ray_cluster.last_job()["driver_exit_code"] == 2
+
+
+def test_a_cluster_that_is_too_small_says_so_at_once(
+    ray_cluster: Cluster, tmp_path: Path, tiny_encoder: Path, write_jsonl: Callable[..., Path]
+) -> None:
+    write_jsonl(tmp_path / "corpus/a.jsonl", documents(3))
+    done = ray_cluster.submit(
+        "--corpus", tmp_path / "corpus", "--table", tmp_path / "db/docs",
+        "--encoder.path", tiny_encoder, "--pool.gpus_per_encoder", "1",
+    )  # fmt: skip
+    said = done.stdout + done.stderr
+    assert re.search(r"^error: 1 encoders? with 1 GPU each needs? 1 GPUs?.*has 0", said, re.M), said
+    assert ray_cluster.last_job()["driver_exit_code"] == 2
