@@ -10,18 +10,20 @@ import logging
 import re
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from stella_ray import settings
-from stella_ray.encode.encoder import Encoder
 from stella_ray.encode.models import EncoderSettings
 from stella_ray.errors import ModelError, ModelMismatch, SettingsError
 from stella_ray.storage import absolute
 from stella_ray.table.search import open_live, search
 from stella_ray.table.vectors import VectorTable, differing_parts, table_uri
+
+if TYPE_CHECKING:
+    from stella_ray.encode.encoder import Encoder
 
 SNIPPET = 60
 """Characters of a text that a hit shows."""
@@ -77,6 +79,8 @@ def table_encoder(table: VectorTable, job: SearchJob) -> Encoder:
         ModelError: it is not there any more.
         ModelMismatch: what is there now is another encoder.
     """
+    from stella_ray.encode.encoder import Encoder  # brings torch, which a typo need not wait for
+
     own = table.encoder()
     how = dict(own["open"])
     if job.encoder_path:

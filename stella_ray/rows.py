@@ -136,8 +136,8 @@ RESERVED = frozenset(
         table_schema([], True, 1, pa.float32()),
     )
     for name in schema.names
-)
-"""Column names that kept columns can't have."""
+) | {"id", "score", "_distance", "_rowid", "_rowaddr"}
+"""Names that kept columns can't have: the table's own, and what a search adds to a hit."""
 
 
 def check(block: pa.Table, schema: pa.Schema, where: str) -> pa.Table:

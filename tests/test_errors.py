@@ -41,7 +41,13 @@ def test_each_error_of_a_person_ends_a_job_with_one_line_and_its_code(
         error.cause = kind("what it is")  # type: ignore[attr-defined]
         raise error
 
-    for main in (plain, wrapped, kept_as_ray_keeps_it):
+    def told_as_ray_data_tells_it() -> None:
+        raise RuntimeError(f"a task failed\n  stella_ray.errors.{kind.__name__}: what it is\n")
+
+    mains = [plain, wrapped, kept_as_ray_keeps_it]
+    if kind is not StellaError:  # the root is never raised itself
+        mains.append(told_as_ray_data_tells_it)
+    for main in mains:
         with pytest.raises(SystemExit) as ended:
             run_job(main)
         assert ended.value.code == code

@@ -110,7 +110,10 @@ def _values(cells: pa.Array | Sequence[Any]) -> list[Any]:
             c if c is None else c.decode("utf-8", "surrogateescape")
             for c in cells.cast(pa.binary()).to_pylist()
         ]
-    return cells.to_pylist()
+    try:
+        return list(cells.to_pylist())
+    except OverflowError:  # times beyond Python's years
+        return list(cells.cast(pa.string()).to_pylist())
 
 
 def _takes_python_values(kind: pa.DataType) -> bool:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 import ray.data
@@ -33,8 +34,8 @@ _READABLE = f"{', '.join(FORMATS)} (each but parquet also with {' or '.join(COMP
 def find_shards(corpus: Sequence[str]) -> list[Shard]:
     """List the shards of files, folders and globs, each once, ordered by path.
 
-    A folder is searched to its depth; names that start with `.` or `_` and files of other formats
-    in it are passed over, the latter with a word in the log.
+    A folder is searched to its depth; names that start with `.` or `_` are passed over, in globs
+    too, and so are files of other formats in a folder, these with a word in the log.
 
     Raises:
         CorpusError: nothing there, or a file that is named but can't be read here.
@@ -64,8 +65,7 @@ def _shards_of(item: str) -> list[Shard]:
             infos, named = list(store.find(path, detail=True).values()), False
             infos = [i for i in infos if not _hidden(i["name"], path)]
         elif any(c in path for c in "*?["):
-            infos = list(store.glob(path, detail=True).values())
-            infos, named = [i for i in infos if i["type"] == "file"], True
+            infos, named = _matches(store, path), True
         else:
             raise CorpusError(f"{item}: no such file or folder; check --corpus")
     except PermissionError as error:
@@ -86,6 +86,19 @@ def _shards_of(item: str) -> list[Shard]:
             "%s: passed over %d files that aren't shards, %s first", item, len(other), other[0]
         )
     return [Shard(f"{scheme}{info['name']}", int(info["size"])) for info in readable]
+
+
+def _matches(store: Any, pattern: str) -> list[dict[str, Any]]:
+    """The files that a glob names, and those in folders that it names (Spark's `x.parquet/`)."""
+    fixed = re.split(r"[*?\[]", pattern)[0].rpartition("/")[0] or "/"
+    found: dict[str, dict[str, Any]] = {}
+    for name, info in store.glob(pattern, detail=True).items():
+        if info["type"] == "directory":
+            inside = store.find(name, detail=True)
+            found |= {n: i for n, i in inside.items() if shard_format(n) and not _hidden(n, fixed)}
+        elif not _hidden(name, fixed):
+            found[name] = info
+    return list(found.values())
 
 
 def _hidden(name: str, below: str) -> bool:

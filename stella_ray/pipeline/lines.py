@@ -108,7 +108,7 @@ def opened(file: IO[bytes], compression: str | None) -> IO[bytes]:
     if compression == "gzip":
         return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]
     if compression == "zstd":
-        return io.BufferedReader(pa.input_stream(file, compression="zstd"))  # type: ignore[type-var]
+        return io.BufferedReader(pa.input_stream(file, compression="zstd"))
     return file
 
 

@@ -118,6 +118,9 @@ class Run:
         losing: list[dict[str, Any]] = []
         with self.report.stage("doubled_ids"):
             rows = doubled_rows(self.corpus, self.how, self.pool, documents)
+        # Without rows that were rejected later than others: those without a unit vector.
+        whole = np.isin([row["row_key"] for row in rows], ledger.expected())
+        rows = [row for row, fine in zip(rows, whole, strict=True) if fine]
         for row in rows:
             winner = first.setdefault(row["doc_id"], row)
             if row["row_key"] != winner["row_key"]:

@@ -63,8 +63,9 @@ def test_the_longest_rows_come_first_and_a_batch_ends_only_where_it_is_full(
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_rows_of_equal_length_keep_their_order(packed: bool) -> None:
-    cut = list(batches(np.full(10, 7), 21, packed=packed))
-    assert [batch.tolist() for batch in cut] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
+    lengths = np.tile([7, 9, 8], 50)
+    cut = np.concatenate(list(batches(lengths, 63, packed=packed)))
+    assert cut.tolist() == [*range(1, 150, 3), *range(2, 150, 3), *range(0, 150, 3)]
 
 
 @pytest.mark.parametrize("packed", [False, True])

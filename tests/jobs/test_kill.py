@@ -33,7 +33,7 @@ KILLS = int(os.environ.get("STELLA_RAY_TEST_KILLS", "2"))
 @pytest.fixture
 def night(tmp_path: Path) -> Night:
     """With an encoder slow enough to be hit in the middle of its work."""
-    return Night(tmp_path, make_encoder(tmp_path / "model", layers=8))
+    return Night(tmp_path, make_encoder(tmp_path / "model", layers=12))
 
 
 class Night:
@@ -44,8 +44,8 @@ class Night:
 
     def start(self) -> subprocess.Popen[str]:
         words = [sys.executable, "jobs/embed.py", "--corpus", self.corpus, "--table", self.table]
-        words += ["--encoder.path", self.encoder, "--pool.window_rows", "64"]
-        words += ["--pool.rows_per_commit", "100", "--max_delete_fraction", "1"]
+        words += ["--encoder.path", self.encoder, "--pool.window_rows", "32"]
+        words += ["--pool.rows_per_commit", "30", "--max_delete_fraction", "1"]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
         return subprocess.Popen(
             [str(word) for word in words], cwd=ROOT, env=environment, text=True,
@@ -76,7 +76,7 @@ class Night:
 
 
 def corpus(count: int, salt: int) -> list[dict[str, Any]]:
-    return [{"id": f"d{i}", "text": text(i * 7 + salt, 200 + i % 90)} for i in range(count)]
+    return [{"id": f"d{i}", "text": text(i * 7 + salt, 550 + i % 90)} for i in range(count)]
 
 
 TITLES = {
@@ -138,7 +138,7 @@ def test_a_killed_driver_loses_no_row_doubles_none_and_readers_never_see_half_a_
         at = night.version() + dice.randint(1, 5)
         driver = night.start()
         await_version(night, driver, at)
-        time.sleep(dice.random())
+        time.sleep(dice.random() / 2)
         os.killpg(driver.pid, signal.SIGKILL)
         assert driver.wait() == -signal.SIGKILL  # it was hit at work, not after
         assert night.found() == night.expected(evening)

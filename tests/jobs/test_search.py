@@ -15,7 +15,7 @@ import pytest
 from rich.cells import cell_len
 
 from jobs import search as searching
-from jobs.embed import EmbedJob, encoder_metadata
+from jobs.embed import how_to_open
 from jobs.search import SearchJob, run
 from stella_ray import settings
 from stella_ray.encode.encoder import Encoder
@@ -45,9 +45,8 @@ def fill(
     place: Path, encoder: EncoderSettings, *, remembered: dict[str, Any] | None = None
 ) -> Path:
     """Publish a table of DOCUMENTS with real vectors, as jobs/embed.py would."""
-    job = EmbedJob(corpus=["none"], table=str(place), encoder=encoder)
     opened = Encoder(encoder)
-    metadata = {**encoder_metadata(job, opened.spec), **(remembered or {})}
+    metadata = {**opened.spec.fingerprint, "open": how_to_open(encoder), **(remembered or {})}
     title = [pa.field("title", pa.string()), pa.field("year", pa.int32())]
     schema = table_schema(title, True, opened.dim, pa.float32())
     table = VectorTable.create(table_uri(str(place)), schema, metadata)

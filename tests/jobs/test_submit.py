@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
+import shutil
 import socket
 import subprocess
 import sys
@@ -47,12 +47,12 @@ class Cluster:
             "RAY_TMPDIR": str(folder),
         }
         self.address = f"http://127.0.0.1:{self.dashboard}"
-        self.before = {process.pid for process in psutil.process_iter()}
+        self.folder = folder
         self.head = subprocess.Popen(
             [RAY, "start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1",
              f"--port={self.gcs}", f"--dashboard-port={self.dashboard}",
-             "--dashboard-host=127.0.0.1", f"--ray-client-server-port={client}", f"--temp-dir={folder}", "--disable-usage-stats",
-             "--object-store-memory=300000000"],
+             "--dashboard-host=127.0.0.1", f"--ray-client-server-port={client}",
+             f"--temp-dir={folder}", "--disable-usage-stats", "--object-store-memory=300000000"],
             env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             start_new_session=True,
         )  # fmt: skip
@@ -82,17 +82,13 @@ class Cluster:
         return found
 
     def stop(self) -> None:
-        """Kill what this cluster started: it and nothing else (`ray stop` kills every Ray here)."""
-        os.killpg(self.head.pid, signal.SIGTERM)
-        try:
-            self.head.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.head.pid, signal.SIGKILL)
-        mine = str(self.gcs)
-        for process in psutil.process_iter(["pid", "cmdline"]):
-            words = " ".join(process.info["cmdline"] or [])
-            if process.pid not in self.before and f"127.0.0.1:{mine}" in words:
+        """Kill the processes of this cluster's folder alone (`ray stop` kills every Ray here)."""
+        self.head.kill()
+        for process in psutil.process_iter(["cmdline"]):
+            if any(str(self.folder) in word for word in process.info["cmdline"] or []):
                 process.kill()
+        self.head.communicate()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -123,9 +119,8 @@ def test_a_submitted_job_embeds_publishes_and_reports(
     failed = ray_cluster.submit(*flags)
     said = failed.stdout + failed.stderr
     assert failed.returncode == 1
-    assert (
-        len(re.findall(r"^error: 1 of 21 rows were rejected.*rejects\.jsonl", said, re.M)) == 1
-    ), said
+    assert re.search(r"^error: 1 of 21 rows were rejected.*rejects\.jsonl", said, re.M), said
+    assert "Traceback" not in said
     job = ray_cluster.last_job()
     assert job["status"] == "FAILED"
     assert job["driver_exit_code"] == 6

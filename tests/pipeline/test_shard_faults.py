@@ -20,10 +20,10 @@ from stella_ray.pipeline.shards import Shard, arrow_rows, read_shard
 KEPT = {"year": pa.int64(), "score": pa.float64(), "at": pa.timestamp("us"), "on": pa.bool_()}
 
 
-def read(path: Path, kept: tuple[str, ...] = (), window_rows: int = 100) -> list[dict[str, Any]]:
+def read(path: Path, kept: tuple[str, ...] = ()) -> list[dict[str, Any]]:
     shard = Shard(str(path), path.stat().st_size)
     fields = [pa.field(name, KEPT[name]) for name in kept]
-    windows = read_shard(shard, 0, CorpusColumns(kept=kept), fields, window_rows)
+    windows = read_shard(shard, 0, CorpusColumns(kept=kept), fields, 100)
     found: list[dict[str, Any]] = pa.concat_tables(windows).to_pylist()
     return found
 
@@ -59,7 +59,6 @@ def unsound(path: Path) -> list[dict[str, Any]]:
         ),
         (b'{"id": 1.5, "text": "t"}', None, "the id is a number, expected text or an integer"),
         (b'{"id": [1], "text": "t"}', None, "the id is a list, expected text or an integer"),
-        (b'{"id": {}, "text": "t"}', None, "the id is an object, expected text or an integer"),
         (b'{"id": "x", "text": 5}', "x", "the text is a number, expected text"),
         (b'{"id": "x", "text": ["t"]}', "x", "the text is a list, expected text"),
         (b'{"id": "x", "text": "\xff"}', "x", "invalid UTF-8 in the line at byte 21"),
@@ -171,11 +170,13 @@ def test_a_kept_cell_that_doesn_t_fit_costs_only_its_row(tmp_path: Path) -> None
         (2024, False), (None, True), (None, False),
     ]  # fmt: skip
 
-    table = pa.table({"id": [1, 2, 3], "text": ["a"] * 3, "year": [2024.0, 1.5, None]})
+    at = pa.array([0, 0, 2**60, None], pa.timestamp("ms"))  # the third: beyond microseconds
+    table = pa.table({"id": [1] * 4, "text": ["a"] * 4, "year": [2024.0, 1.5, 7, None], "at": at})
     pq.write_table(table, tmp_path / "a.parquet")
-    found = read(tmp_path / "a.parquet", ("year",))
-    assert [(row["year"], row["reason"]) for row in found] == [
-        (2024, None), (None, "column year holds 1.5, expected int64"), (None, None),
+    found = read(tmp_path / "a.parquet", ("year", "at"))
+    assert [row["year"] for row in found] == [2024, None, 7, None]
+    assert [(row["reason"] or "")[:20] for row in found] == [
+        "", "column year holds 1.", "column at holds '<va", "",
     ]  # fmt: skip
 
 
@@ -247,7 +248,6 @@ FAULTS: dict[str, tuple[str, bytes, list[str]]] = {
     "gzip cut in half": ("a.csv.gz", gzip.compress(b"id,text\n1,a\n" * 9)[:20], ["csv", WHOLE]),
     "truncated zstd": ("a.jsonl.zst", ZSTD[:-9], ["jsonl", WHOLE]),
     "not gzip at all": ("a.jsonl.gz", LINES, ["jsonl", WHOLE]),
-    "not zstd at all": ("a.jsonl.zst", LINES, ["jsonl", WHOLE]),
     "gzip and then rubbish": ("a.jsonl.gz", gzip.compress(LINES) + b"rubbish", ["jsonl", WHOLE]),
     "truncated parquet": ("a.parquet", TABLE[:-9], ["parquet", WHOLE]),
     "parquet overwritten in the middle": ("a.parquet", TABLE[:99] + bytes(900) + TABLE[999:],

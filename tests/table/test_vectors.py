@@ -104,7 +104,7 @@ def test_a_folder_of_any_name_holds_the_whole_table(tmp_path: Path, name: str) -
     tidy(table)
     publish(table)
     assert ids_in(VectorTable.open(uri, "live")) == ["b", "c", "d"]
-    # Lance also leaves an empty folder of the percent-encoded name beside it.
+    # Lance's tags leave an empty folder of the percent-encoded name beside it.
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {path.relative_to(tmp_path).parts[0] for path in files} == {name}
 
