@@ -17,9 +17,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup  ## the real job on examples/corpus with the bundled model, three searches, a second run
 	rm -rf $(DEMO)
 	$(BIN)/python jobs/embed.py --config jobs/presets/demo.yaml
-	$(BIN)/python jobs/search.py --table $(DEMO)/docs --limit 3 --query '$(QUERY_1)'
-	$(BIN)/python jobs/search.py --table $(DEMO)/docs --limit 3 --query '$(QUERY_2)'
-	$(BIN)/python jobs/search.py --table $(DEMO)/docs --limit 3 --query '$(QUERY_3)'
+	$(BIN)/python jobs/search.py --table $(DEMO)/docs --limit 3 --query '怎么估计打雷的地方离我多远？'
+	$(BIN)/python jobs/search.py --table $(DEMO)/docs --limit 3 --query '签一年合同，公司最多能让我试用多久？'
+	$(BIN)/python jobs/search.py --table $(DEMO)/docs --limit 3 --query '黄河枯得最厉害那年河口停流多少天？'
 	@echo 'The same run again: nothing is new, so nothing is embedded.'
 	$(BIN)/python jobs/embed.py --config jobs/presets/demo.yaml
 
