@@ -8,6 +8,7 @@ neighbours' documents), so a packed batch must only ever meet the functions of t
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any, cast
 
 import torch
@@ -61,9 +62,12 @@ def packed_attention(
         from torch.nn.attention.varlen import varlen_attn
 
         longest = packing["max_length_q"]
+        # Without it varlen_attn uses 1/sqrt(K), BERT's own; torch 2.10's knows no other.
+        usual = scaling is None or math.isclose(scaling, q_THK.shape[-1] ** -0.5)
+        scale = {} if usual else {"scale": scaling}
         out = cast(
             "Tensor",
-            varlen_attn(q_THK, k_THK, v_THK, starts, starts, longest, longest, scale=scaling),
+            varlen_attn(q_THK, k_THK, v_THK, starts, starts, longest, longest, **scale),
         )
     else:
         out = _one_by_one(q_THK, k_THK, v_THK, starts, scaling)

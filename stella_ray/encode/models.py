@@ -97,6 +97,10 @@ class EncoderSettings:
             )
 
 
+_NO_MATTER = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
+"""Keys of config.json that differ between copies of the same encoder."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EncoderSpec:
     """An encoder found: its folder and everything that its vectors depend on."""
@@ -125,6 +129,7 @@ class EncoderSpec:
         """
         parts = {
             "weights": _digest(Path(self.folder), "*.safetensors"),
+            "config": _config_digest(Path(self.folder)),
             "tokenizer": _digest(
                 Path(self.folder), "tokenizer.json", "vocab.txt", "tokenizer_config.json"
             ),
@@ -147,6 +152,12 @@ def _digest(folder: Path, *patterns: str) -> str:
             while piece := file.read(1 << 20):
                 total.update(piece)
     return total.hexdigest()[:32]
+
+
+def _config_digest(folder: Path) -> str:
+    """SHA-256 over what config.json says of the forward pass, not of who wrote it or for which use."""
+    config = {k: v for k, v in _json(folder / "config.json").items() if k not in _NO_MATTER}
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def find_encoder(settings: EncoderSettings) -> EncoderSpec:

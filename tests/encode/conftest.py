@@ -48,7 +48,7 @@ def make_loud(folder: Path) -> Path:
 
 def make_loud_bert(folder: Path, pooling: str) -> Path:
     """Write the tiny BERT, loud, with prefixes that it can tell apart."""
-    make_loud(make_encoder(folder, pooling=pooling))
+    make_loud(make_encoder(folder, pooling=pooling, spread=0.02))
     prompts = {"query": QUERY, "passage": PASSAGE, "document": PASSAGE}
     config = {"prompts": prompts, "default_prompt_name": None}
     write(folder / "config_sentence_transformers.json", config)

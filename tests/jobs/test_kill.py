@@ -44,8 +44,8 @@ class Night:
 
     def start(self) -> subprocess.Popen[str]:
         words = [sys.executable, "jobs/embed.py", "--corpus", self.corpus, "--table", self.table]
-        words += ["--encoder.path", self.encoder, "--pool.window_rows", "32"]
-        words += ["--pool.rows_per_commit", "30", "--max_delete_fraction", "1"]
+        words += ["--encoder.path", self.encoder, "--pool.window_rows", "16"]
+        words += ["--pool.rows_per_commit", "16", "--max_delete_fraction", "1"]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
         return subprocess.Popen(
             [str(word) for word in words], cwd=ROOT, env=environment, text=True,
@@ -76,7 +76,7 @@ class Night:
 
 
 def corpus(count: int, salt: int) -> list[dict[str, Any]]:
-    return [{"id": f"d{i}", "text": text(i * 7 + salt, 550 + i % 90)} for i in range(count)]
+    return [{"id": f"d{i}", "text": text(i * 7 + salt, 300 + i % 90)} for i in range(count)]
 
 
 TITLES = {
@@ -123,12 +123,12 @@ def workers(driver: subprocess.Popen[str], name: str) -> Iterator[psutil.Process
 def test_a_killed_driver_loses_no_row_doubles_none_and_readers_never_see_half_a_night(
     night: Night, write_jsonl: Callable[..., Path]
 ) -> None:
-    evening = corpus(300, salt=0)
+    evening = corpus(100, salt=0)
     write_jsonl(night.corpus / "a.jsonl", evening)
     night.finish()
     assert night.found() == night.expected(evening)
 
-    morning = corpus(1_000, salt=5)[100:]  # every text edited, a hundred documents gone, many new
+    morning = corpus(450, salt=5)[50:]  # every text edited, fifty documents gone, many new
     for i in range(6):
         write_jsonl(night.corpus / f"{'abcdef'[i]}.jsonl", morning[i::6])
     reader = Reader(f"{night.table}.lance")
@@ -141,6 +141,8 @@ def test_a_killed_driver_loses_no_row_doubles_none_and_readers_never_see_half_a_
         time.sleep(dice.random() / 2)
         os.killpg(driver.pid, signal.SIGKILL)
         assert driver.wait() == -signal.SIGKILL  # it was hit at work, not after
+        assert driver.stdout is not None
+        driver.stdout.close()
         assert night.found() == night.expected(evening)
     said = night.finish()
     time.sleep(0.3)
@@ -158,7 +160,7 @@ def test_a_killed_driver_loses_no_row_doubles_none_and_readers_never_see_half_a_
 def test_killed_encoders_and_workers_are_replaced_and_the_run_ends_whole(
     night: Night, write_jsonl: Callable[..., Path]
 ) -> None:
-    rows = corpus(1_200, salt=3)
+    rows = corpus(500, salt=3)
     for i in range(4):
         write_jsonl(night.corpus / f"{i}.jsonl", rows[i::4])
     driver = night.start()
