@@ -27,7 +27,7 @@ def make_encoder(
     spread: float = 0.2,
 ) -> Path:
     """Write a small BERT of random weights over 2,000 Chinese characters; `pooling` None leaves
-    the sentence-transformers files out. At BERT\'s own spread of 0.02, attention hardly moves a
+    the sentence-transformers files out. At BERT's own spread of 0.02, attention hardly moves a
     vector of random weights, and wrong attention goes unseen."""
     import torch
     from transformers import BertConfig, BertModel, BertTokenizer

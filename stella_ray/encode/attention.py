@@ -64,7 +64,7 @@ def packed_attention(
         longest = packing["max_length_q"]
         # Without it varlen_attn uses 1/sqrt(K), BERT's own; torch 2.10's knows no other.
         usual = scaling is None or math.isclose(scaling, q_THK.shape[-1] ** -0.5)
-        scale = {} if usual else {"scale": scaling}
+        scale: dict[str, Any] = {} if usual else {"scale": scaling}
         out = cast(
             "Tensor",
             varlen_attn(q_THK, k_THK, v_THK, starts, starts, longest, longest, **scale),

@@ -9,12 +9,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from stella_ray.encode.bundled import BUNDLED, bundled_model
+from stella_ray.encode.hub import model_folder
 from stella_ray.errors import ModelError, SettingsError
 
 Pooling = Literal["mean", "cls"]
@@ -155,7 +154,7 @@ def _digest(folder: Path, *patterns: str) -> str:
 
 
 def _config_digest(folder: Path) -> str:
-    """SHA-256 over what config.json says of the forward pass, not of who wrote it or for which use."""
+    """SHA-256 over what config.json says of the forward pass, not of who wrote it."""
     config = {k: v for k, v in _json(folder / "config.json").items() if k not in _NO_MATTER}
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -166,7 +165,7 @@ def find_encoder(settings: EncoderSettings) -> EncoderSpec:
     Raises:
         ModelError: no such model, or a folder that can't serve as an encoder.
     """
-    folder = _folder(settings.path, settings.revision)
+    folder = model_folder(settings.path, settings.revision)
     config = _json(folder / "config.json")
     for need in ("hidden_size", "max_position_embeddings"):
         if need not in config:
@@ -201,50 +200,6 @@ def find_encoder(settings: EncoderSettings) -> EncoderSpec:
         dim=int(config["hidden_size"]),
         model_type=str(config.get("model_type")),
     )
-
-
-def _folder(path: str, revision: str | None) -> Path:
-    local = Path(path).expanduser()
-    if revision and (local.is_dir() or path in BUNDLED):
-        kind = "local folder" if local.is_dir() else "bundled model"
-        raise ModelError(f"--encoder.revision {revision} goes with a hub id; {path} is a {kind}")
-    if local.is_dir():
-        return local.absolute()
-    if path in BUNDLED:
-        return bundled_model(path)
-    ways = f"give a local model folder or a bundled name ({', '.join(BUNDLED)}) as --encoder.path"
-    if path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise ModelError(f"{path}: no such folder, hub id (owner/name) or bundled name; {ways}")
-    return _hub_folder(path, revision, ways)
-
-
-def _hub_folder(path: str, revision: str | None, ways: str) -> Path:
-    from huggingface_hub import HfApi, constants, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
-
-    silent = False
-    try:  # snapshot_download itself waits for a silent hub without end
-        seconds = constants.HF_HUB_ETAG_TIMEOUT
-        HfApi().model_info(path, revision=revision or "main", timeout=seconds)
-    except (HTTPError, OSError, ValueError) as error:  # all others are raised again below
-        silent = "Timeout" in type(error).__name__
-    wanted = ["*.json", "*.safetensors", "*.txt"]  # `*` is any depth; pickles are never fetched
-    try:
-        found = snapshot_download(
-            path, revision=revision, allow_patterns=wanted, local_files_only=silent
-        )
-        return Path(found)
-    except (HTTPError, OSError, ValueError) as error:
-        answer = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
-        if isinstance(error, LocalEntryNotFoundError) and not isinstance(answer, HfHubHTTPError):
-            where = os.environ.get("HF_ENDPOINT", "the model hub")
-            raise ModelError(
-                f"{path}: {where} can't be reached and there is no complete local copy; {ways},"
-                " or set HF_ENDPOINT"
-            ) from None
-        reason = " ".join(str(answer).split())[:200]
-        at = f" at revision {revision}" if revision else ""
-        raise ModelError(f"{path}{at}: not to be had from the hub ({reason}); {ways}") from None
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def receipts(
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
         vectors = prepared.map_batches(
             EncodeBlocks,
-            fn_constructor_args=(settings, pool.threads),
+            fn_constructor_args=(settings, how.digest, pool.threads),
             compute=ActorPoolStrategy(size=pool.encoders),
             batch_size=pool.window_rows,
             batch_format="pyarrow",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import pyarrow as pa
 
 from stella_ray.encode.models import EncoderSettings
 from stella_ray.encode.tokens import Ragged
-from stella_ray.errors import StellaError
+from stella_ray.errors import ModelMismatch, StellaError
 from stella_ray.pipeline.cluster import keep_ray_data_quiet
 from stella_ray.rows import FRESH, embedded
 
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 class EncodeBlocks:
     """An actor that holds the encoder: prepared blocks in, embedded ones out."""
 
-    def __init__(self, settings: EncoderSettings, threads: int) -> None:
+    def __init__(self, settings: EncoderSettings, digest: str, threads: int) -> None:
         import torch
 
         from stella_ray.encode.encoder import Encoder
@@ -38,6 +39,7 @@ class EncodeBlocks:
         self.failure: StellaError | None = None
         try:
             self.encoder = Encoder(settings)
+            check_digest(self.encoder, digest)
         except StellaError as error:
             # Ray tells of a constructor's exception as text only; __call__'s arrives as it is.
             self.failure = error
@@ -55,6 +57,21 @@ class EncodeBlocks:
             # succeed any more; Ray starts another.
             log.error("the device is lost, leaving the process: %s", error)
             os._exit(70)
+
+
+def check_digest(encoder: Encoder, digest: str) -> None:
+    """Check that this node's copy is the encoder that the driver keyed the rows with.
+
+    Raises:
+        ModelMismatch: it isn't; a hub's branch moved, or the nodes' folders differ.
+    """
+    here = encoder.spec.fingerprint["digest"]
+    if here != digest:
+        raise ModelMismatch(
+            f"{encoder.spec.folder} on {platform.node()} is another encoder ({here}) than the"
+            f" driver's {encoder.spec.name} ({digest}); give every node the same files, or pin a"
+            " hub model with --encoder.revision"
+        )
 
 
 def encode(block: pa.Table, encoder: Encoder) -> pa.Table:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from stella_ray.rows import DOC_BYTES, KEY_BYTES
-from stella_ray.table.vectors import KnownKeys
+from stella_ray.table.keys import KnownKeys
 
 _KEY = f"S{KEY_BYTES}"
 

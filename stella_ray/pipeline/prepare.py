@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
+from stella_ray.encode.hub import model_folder
 from stella_ray.encode.models import EncoderSpec
 from stella_ray.encode.tokens import TextTokenizer
 from stella_ray.pipeline.cluster import keep_ray_data_quiet
@@ -28,7 +30,7 @@ from stella_ray.rows import (
     prepared,
     row_keys,
 )
-from stella_ray.table.vectors import KnownKeys
+from stella_ray.table.keys import KnownKeys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +68,7 @@ def prepare(block: pa.Table, how: Preparation, known: KnownKeys) -> pa.Table:
     fates, known_at = _fates(keys, reasons, known)
     fresh = np.flatnonzero(fates == FRESH)
     texts = block.column("text").take(pa.array(fresh)).to_pylist()
-    tokenizer = _tokenizer(how.spec.folder, how.spec.max_tokens)
+    tokenizer = _tokenizer(how.spec)
     tokens = tokenizer(texts, how.spec.prefix_text(how.spec.prefix))
     counts = np.zeros(len(block), np.int64)
     counts[fresh] = tokens.lengths
@@ -142,9 +144,12 @@ def _fates(
 
 
 @functools.lru_cache(maxsize=2)
-def _tokenizer(folder: str, max_tokens: int) -> TextTokenizer:
+def _tokenizer(spec: EncoderSpec) -> TextTokenizer:
     """One tokenizer a process: loading a large vocabulary takes a second."""
-    return TextTokenizer(folder, max_tokens)
+    folder = Path(spec.folder)
+    if not folder.exists():  # another node than the driver's, with a cache of its own
+        folder = model_folder(spec.name, spec.revision)
+    return TextTokenizer(folder, spec.max_tokens)
 
 
 def prepare_block(block: pa.Table, how: Preparation, known: Any) -> pa.Table:

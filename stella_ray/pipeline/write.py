@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from stella_ray.pipeline.cluster import keep_ray_data_quiet
 from stella_ray.pipeline.prepare import resolved
 from stella_ray.rows import FRESH, RECEIPT, REFRESHED, REJECTED, REPEATED, UNCHANGED, key_array
-from stella_ray.table.vectors import rows_at, write_rows
+from stella_ray.table.fragments import rows_at, write_rows
 
 UNIT = 1e-3
 """How far a vector's norm may be from 1."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from stella_ray.table.vectors import VectorTable, lance_errors
+from stella_ray.table.fragments import lance_errors
+from stella_ray.table.vectors import VectorTable
 
 ROWS_PER_FRAGMENT = 131_072
 """Compaction's aim, 400 MB at 768 float32: one night's small fragments drag at most this many old

@@ -8,7 +8,8 @@ from datetime import datetime
 import numpy as np
 
 from stella_ray.errors import IncompleteRun, TableError
-from stella_ray.table.vectors import VectorTable, lance_errors
+from stella_ray.table.fragments import lance_errors
+from stella_ray.table.vectors import VectorTable
 
 LIVE, PREVIOUS = "live", "live-previous"
 

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from stella_ray.errors import SettingsError, TableError
+from stella_ray.table.fragments import reason
 from stella_ray.table.publish import LIVE
-from stella_ray.table.vectors import VectorTable, reason
+from stella_ray.table.vectors import VectorTable
 
 _PLUMBING = ("vector", "row_key", "run_id", "n_tokens", "truncated")
 

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lance
 import numpy as np
 import pyarrow as pa
-from lance.fragment import FragmentMetadata, write_fragments
+from lance.fragment import FragmentMetadata
 
-from stella_ray.errors import ModelMismatch, StellaError, TableError
+from stella_ray.errors import ModelMismatch, TableError
 from stella_ray.rows import KEY_BYTES, key_array
+from stella_ray.table.fragments import lance_errors, reason
+from stella_ray.table.keys import KnownKeys
 
 ENCODER = b"stella_ray.encoder"
 """Schema metadata: the fingerprint and how to open the encoder for searching, JSON."""
@@ -29,35 +29,11 @@ REBUILT_FROM = b"stella_ray.rebuilt_from"
 """Schema metadata: the newest tagged version when a rebuild began; while it still is the newest,
 that rebuild was never published, and the next one goes on with it."""
 
-ROWS_PER_TAKE = 8_192
-
 _HALF_MADE = frozenset({"_transactions", "_versions"})
 """What a creation that was killed leaves."""
 
 _NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.-]+")
 """A table's name, by LanceDB's rule."""
-
-_PLACE_IN_SOURCE = re.compile(r",? ?\S+\.rs:\d+:\d+")
-
-
-def reason(error: Exception) -> str:
-    """The first line of Lance's own words, without the places in its source."""
-    return _PLACE_IN_SOURCE.sub("", str(error).strip().split("\n")[0])[:300]
-
-
-@contextmanager
-def lance_errors(uri: str, doing: str) -> Iterator[None]:
-    """Turn Lance's errors into one line.
-
-    Raises:
-        TableError: what was being done, to which table, and the first line of Lance's own words.
-    """
-    try:
-        yield
-    except StellaError:
-        raise
-    except (OSError, ValueError, RuntimeError, pa.ArrowException) as error:
-        raise TableError(f"{uri}: {doing} failed: {reason(error)}") from error
 
 
 def table_uri(name: str) -> str:
@@ -74,38 +50,6 @@ def table_uri(name: str) -> str:
             f"--table {name}: expected DIR/NAME, the name of letters, digits, '_', '-' and '.'"
         )
     return f"{folder}/{last}.lance"
-
-
-@dataclass(frozen=True)
-class KnownKeys:
-    """The keys of a table's newest version: what need not be embedded again.
-
-    Attributes:
-        version: the version they were read from.
-        keys: sorted, `S16` [rows].
-        addresses: where each row lies, uint64 [rows]; valid until a compaction.
-    """
-
-    version: int
-    keys: np.ndarray
-    addresses: np.ndarray
-
-    def find(self, keys: np.ndarray, prefix_bytes: int = KEY_BYTES) -> np.ndarray:
-        """Where each key, or one that starts with the same bytes, is; -1 if none, int64 [rows]."""
-        if not len(self.keys):
-            return np.full(len(keys), -1, np.int64)
-        wanted = _starts(keys, prefix_bytes)
-        at = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
-        return np.where(_starts(self.keys[at], prefix_bytes) == wanted, at, -1)
-
-
-def _starts(keys: np.ndarray, count: int) -> np.ndarray:
-    """Each key's first `count` bytes, the rest zero: the smallest key that starts with them."""
-    if count == KEY_BYTES:
-        return keys
-    raw = np.array(keys).view(np.uint8).reshape(len(keys), KEY_BYTES)
-    raw[:, count:] = 0
-    return raw.view(f"S{KEY_BYTES}").reshape(-1)
 
 
 class VectorTable:
@@ -321,27 +265,3 @@ def _types(schema: pa.Schema) -> dict[str, pa.DataType]:
 def _columns(these: dict[str, Any], those: dict[str, Any]) -> str:
     differing = [f"{name} ({kind})" for name, kind in these.items() if those.get(name) != kind]
     return ", ".join(differing) or "none beyond those"
-
-
-def write_rows(block: pa.Table, uri: str) -> list[str]:
-    """Write rows of the table's schema as fragments that a commit will add; runs on a worker.
-
-    Returns:
-        One JSON text for each fragment, a few hundred bytes.
-    """
-    with lance_errors(uri, "writing rows"):
-        fragments = write_fragments(block, uri, mode="append", schema=block.schema)
-    return [json.dumps(fragment.to_json()) for fragment in fragments]
-
-
-def rows_at(uri: str, version: int, addresses: np.ndarray, columns: Sequence[str]) -> pa.Table:
-    """Read the rows at these addresses, in their order; runs on a worker."""
-    with lance_errors(uri, "reading rows"):
-        dataset = lance.dataset(uri, version=version)
-        parts = [
-            dataset._take_rows(
-                addresses[start : start + ROWS_PER_TAKE].tolist(), columns=list(columns)
-            )
-            for start in range(0, max(1, len(addresses)), ROWS_PER_TAKE)
-        ]
-    return pa.concat_tables(parts)

@@ -13,8 +13,9 @@ from jobs.publish import PublishJob, main, run
 from stella_ray import settings
 from stella_ray.errors import TableError
 from stella_ray.rows import table_schema
+from stella_ray.table.fragments import write_rows
 from stella_ray.table.publish import publish
-from stella_ray.table.vectors import VectorTable, table_uri, write_rows
+from stella_ray.table.vectors import VectorTable, table_uri
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = table_schema([], True, 4, pa.float32())

@@ -22,8 +22,9 @@ from stella_ray.encode.encoder import Encoder
 from stella_ray.encode.models import EncoderSettings
 from stella_ray.errors import ModelError, ModelMismatch, SettingsError, TableError
 from stella_ray.rows import row_keys, table_schema
+from stella_ray.table.fragments import write_rows
 from stella_ray.table.publish import publish
-from stella_ray.table.vectors import VectorTable, table_uri, write_rows
+from stella_ray.table.vectors import VectorTable, table_uri
 from tests.conftest import write
 
 ROOT = Path(__file__).parents[2]

@@ -166,7 +166,7 @@ def test_no_corpus_and_an_unknown_storage_are_refused() -> None:
 
 # ---------------------------------------------------------------- kept columns
 
-ROW = {"id": 1, "text": "a", "year": 2024, "score": 1.5, "good": True, "tags": ["x"], "note": "n"}
+ROW = {"id": 1, "text": "a", "year": 2024, "points": 1.5, "good": True, "tags": ["x"], "note": "n"}
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ def shards(tmp_path: Path) -> dict[str, Shard]:
     return {shard.path.rpartition(".")[2]: shard for shard in find_shards([str(tmp_path)])}
 
 
-KEPT = CorpusColumns(kept=("year", "score", "good", "tags", "note"))
+KEPT = CorpusColumns(kept=("year", "points", "good", "tags", "note"))
 TYPES = [pa.int64(), pa.float64(), pa.bool_(), pa.list_(pa.string()), pa.string()]
 
 

@@ -29,7 +29,7 @@ from stella_ray.rows import (
     row_keys,
     source,
 )
-from stella_ray.table.vectors import KnownKeys
+from stella_ray.table.keys import KnownKeys
 
 Row = tuple[str, str | None, int]
 """Document, text (None: to be rejected), kept column."""

@@ -28,7 +28,7 @@ from stella_ray.rows import (
     row_keys,
     source,
 )
-from stella_ray.table.vectors import KnownKeys
+from stella_ray.table.keys import KnownKeys
 
 YEAR = pa.field("year", pa.int64())
 NONE = KnownKeys(1, np.empty(0, f"S{KEY_BYTES}"), np.empty(0, np.uint64))

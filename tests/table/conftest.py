@@ -12,7 +12,8 @@ import pyarrow as pa
 import pytest
 
 from stella_ray.rows import row_keys, table_schema
-from stella_ray.table.vectors import VectorTable, write_rows
+from stella_ray.table.fragments import write_rows
+from stella_ray.table.vectors import VectorTable
 
 DIM = 8
 TITLE = [pa.field("title", pa.string())]

@@ -12,8 +12,9 @@ import pytest
 
 from stella_ray.errors import TableError
 from stella_ray.rows import key_array
+from stella_ray.table.fragments import rows_at, write_rows
 from stella_ray.table.index import tidy
-from stella_ray.table.vectors import VectorTable, rows_at, write_rows
+from stella_ray.table.vectors import VectorTable
 from tests.table.conftest import add, addresses_of, ids_in, numbered, quoted, rows
 
 ODD_IDS = [

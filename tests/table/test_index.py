@@ -9,8 +9,9 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 
+from stella_ray.table.fragments import write_rows
 from stella_ray.table.index import INDEX_NAME, ROWS_PER_FRAGMENT, SMALL_FRAGMENTS, tidy
-from stella_ray.table.vectors import VectorTable, write_rows
+from stella_ray.table.vectors import VectorTable
 from tests.table.conftest import DIM, add, addresses_of, ids_in, numbered, quoted, rows
 
 

@@ -13,10 +13,12 @@ import pytest
 
 from stella_ray.errors import TableError
 from stella_ray.rows import DOC_BYTES, TEXT_BYTES, key_array, table_schema
+from stella_ray.table.fragments import reason, write_rows
 from stella_ray.table.index import tidy
+from stella_ray.table.keys import KnownKeys
 from stella_ray.table.publish import publish
 from stella_ray.table.vectors import ENCODER as ENCODER_KEY
-from stella_ray.table.vectors import KnownKeys, VectorTable, reason, table_uri, write_rows
+from stella_ray.table.vectors import VectorTable, table_uri
 from tests.table.conftest import ENCODER, SCHEMA, TITLE, add, addresses_of, ids_in, numbered, rows
 
 
