@@ -90,6 +90,8 @@ def run(job: EmbedJob, dataset: Dataset | None = None) -> RunReport:
         dataset: rows to embed instead of the shards of `job.corpus`.
     """
     began = datetime.datetime.now(datetime.timezone.utc)
+    if not job.corpus and dataset is None:
+        raise SettingsError("--corpus is missing; give files, folders or globs of shards")
     check_paths(job)
     uri = table_uri(absolute(job.table))
     there = VectorTable.open_if_there(uri)

@@ -81,6 +81,7 @@ GOOD = line(id="x", text="好")
 # Name: (what to change in the command line, exit code, what the line must say)
 CASES: dict[str, tuple[Callable[[Place], list[str]], int, str]] = {
     # settings: 2
+    "no corpus": (lambda p: ["--corpus", "[]"], 2, "--corpus is missing"),
     "an unknown flag": (lambda p: ["--tabel", "x"], 2, "--tabel; did you mean --table"),
     "a word for a number": (lambda p: ["--max_delete_fraction", "lots"], 2, "float"),
     "a share above 1": (lambda p: ["--max_reject_fraction", "7"], 2, "7.*0 to 1"),

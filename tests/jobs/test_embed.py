@@ -15,7 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray.data
 
+from jobs.embed import run
 from stella_ray import Encoder
 from stella_ray.encode.models import EncoderSettings
 from stella_ray.errors import IncompleteRun, ModelMismatch, TableError
@@ -253,3 +255,35 @@ def test_a_failed_run_leaves_its_report_and_a_later_one_goes_on(
     write_jsonl(desk.corpus / "a.jsonl", documents(10))
     report = desk.embed()
     assert (report.embedded, report.unchanged) == (1, 9)
+
+
+def test_a_ray_dataset_can_be_the_corpus(desk: Desk) -> None:
+    rows = [{"key": i, "body": text(i), "title": f"题{i}", "year": 2000 + i} for i in range(30)]
+    rows += [{"key": 3, "body": "另一个", "title": "题", "year": 1}, {**rows[5]}]
+    job = desk.job(
+        doc_id_column="key", text_column="body", keep_columns=["title", "year"],
+        max_reject_fraction=0.5, encoder=EncoderSettings(path=str(desk.encoder)),
+    )  # fmt: skip
+    report = run(job, ray.data.from_items(rows, override_num_blocks=3))
+    assert adds_up(report)
+    assert (report.embedded, report.rejected, report.repeated) == (30, 1, 1)
+    live = rows_of(desk.table)
+    assert set(live) == {str(i) for i in range(30)}
+    assert live["7"]["year"] == 2007
+    assert run(job, ray.data.from_items(rows[::-1])).embedded <= 1  # id 3 has no first row here
+
+
+def test_a_table_serves_its_old_version_while_a_rebuild_is_unfinished(
+    small_desk: Desk, other_encoder: Path, write_jsonl: Callable[..., Path]
+) -> None:
+    small_desk.embed()
+    before = rows_of(small_desk.table)
+    write_jsonl(small_desk.corpus / "b.jsonl", [{"id": "bad", "text": None}])
+    other = {"encoder": EncoderSettings(path=str(other_encoder)), "rebuild": True}
+    with pytest.raises(IncompleteRun):
+        small_desk.embed(**other)
+    assert rows_of(small_desk.table) == before
+    (small_desk.corpus / "b.jsonl").unlink()
+    report = small_desk.embed(**other)
+    assert (report.embedded, report.unchanged) == (0, 12)  # what the dead rebuild had done counts
+    assert report.outcome == "published"

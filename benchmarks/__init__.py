@@ -1,0 +1,1 @@
+"""Benchmarks: one file a question, LOG.md for the answers."""
