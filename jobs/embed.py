@@ -23,7 +23,7 @@ from stella_ray.encode.models import EncoderSettings, find_encoder
 from stella_ray.errors import SettingsError, StellaError
 from stella_ray.pipeline.cells import CorpusColumns
 from stella_ray.pipeline.cluster import PoolSettings, cluster, size_pool
-from stella_ray.pipeline.corpus import DatasetCorpus, ShardedCorpus, find_shards
+from stella_ray.pipeline.corpus import DatasetCorpus, ShardedCorpus, find_shards, look_at
 from stella_ray.pipeline.kept import kept_fields
 from stella_ray.pipeline.prepare import Preparation
 from stella_ray.pipeline.report import RejectsFile, RunReport
@@ -99,6 +99,8 @@ def run(job: EmbedJob, dataset: Dataset | None = None) -> RunReport:
     spec = find_encoder(job.encoder)
     known_columns = there.dataset.schema if there is not None and not job.rebuild else None
     kept = kept_fields(rows, job.columns, known_columns)
+    if not isinstance(rows, Dataset):
+        look_at(rows, job.columns, kept)
     schema = table_schema(kept, job.store_text, spec.dim, pa.type_for_alias(job.vector_type))
     encoder = {**spec.fingerprint, "open": how_to_open(job.encoder)}
     table = open_for_run(uri, there, schema, encoder, rebuild=job.rebuild)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections.abc import Iterator, Sequence
@@ -103,6 +104,21 @@ def _matches(store: Any, pattern: str) -> list[dict[str, Any]]:
 
 def _hidden(name: str, below: str) -> bool:
     return any(part.startswith((".", "_")) for part in Path(name).relative_to(below).parts)
+
+
+ROWS_FOR_A_LOOK = 64
+
+
+def look_at(shards: Sequence[Shard], columns: CorpusColumns, kept: Sequence[pa.Field]) -> None:
+    """Read the first rows of the first shard of each format: a wrong column is then found at once.
+
+    Raises:
+        CorpusError: what reading that shard raises.
+    """
+    first_of = {shard_format(shard.path): shard for shard in reversed(shards)}
+    for shard in first_of.values():
+        with contextlib.closing(read_shard(shard, 0, columns, kept, ROWS_FOR_A_LOOK)) as windows:
+            next(windows)
 
 
 class Corpus(Protocol):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import pyarrow as pa
 
 from stella_ray.encode.models import EncoderSettings
 from stella_ray.encode.tokens import Ragged
-from stella_ray.errors import ModelMismatch, StellaError
+from stella_ray.errors import ModelMismatch
 from stella_ray.pipeline.cluster import keep_ray_data_quiet
 from stella_ray.rows import FRESH, embedded
 
@@ -27,44 +28,46 @@ log = logging.getLogger(__name__)
 
 
 class EncodeBlocks:
-    """An actor that holds the encoder: prepared blocks in, embedded ones out."""
+    """An actor that holds the encoder: prepared blocks in, embedded ones out.
+
+    The encoder loads beside the readers' first work. Windows without a fresh row don't wait for it,
+    so a night without changes ends before it is there.
+    """
 
     def __init__(self, settings: EncoderSettings, digest: str, threads: int) -> None:
-        import torch
-
-        from stella_ray.encode.encoder import Encoder
-
         keep_ray_data_quiet()
-        torch.set_num_threads(threads)
-        self.failure: StellaError | None = None
-        try:
-            self.encoder = Encoder(settings)
-            check_digest(self.encoder, digest)
-        except StellaError as error:
-            # Ray tells of a constructor's exception as text only; __call__'s arrives as it is.
-            self.failure = error
+        self.threads = threads
+        self.loading = ThreadPoolExecutor(1).submit(load, settings, digest)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Embed one window."""
+        fresh = np.flatnonzero(np.asarray(block.column("fate").to_pylist(), object) == FRESH)
+        if not len(fresh):
+            return with_vectors(block, fresh, np.empty((0, 0), np.float32), 0, 0.0)
+        encoder = self.loading.result()
         import torch
 
-        if self.failure is not None:
-            raise self.failure
+        torch.set_num_threads(self.threads)  # counts for the thread that calls it alone
         try:
-            return encode(block, self.encoder)
+            done = encoder.embed_tokens(tokens_of(block.take(fresh)))
         except torch.AcceleratorError as error:
             # After an illegal access or a failed assert on the device, nothing in this process can
             # succeed any more; Ray starts another.
             log.error("the device is lost, leaving the process: %s", error)
             os._exit(70)
+        return with_vectors(block, fresh, done.vectors, done.padded_tokens, done.seconds)
 
 
-def check_digest(encoder: Encoder, digest: str) -> None:
-    """Check that this node's copy is the encoder that the driver keyed the rows with.
+def load(settings: EncoderSettings, digest: str) -> Encoder:
+    """Load the encoder, and check that it is the one that the driver keyed the rows with.
 
     Raises:
         ModelMismatch: it isn't; a hub's branch moved, or the nodes' folders differ.
+        StellaError: it can't be loaded here.
     """
+    from stella_ray.encode.encoder import Encoder
+
+    encoder = Encoder(settings)
     here = encoder.spec.fingerprint["digest"]
     if here != digest:
         raise ModelMismatch(
@@ -72,31 +75,43 @@ def check_digest(encoder: Encoder, digest: str) -> None:
             f" driver's {encoder.spec.name} ({digest}); give every node the same files, or pin a"
             " hub model with --encoder.revision"
         )
+    return encoder
 
 
-def encode(block: pa.Table, encoder: Encoder) -> pa.Table:
-    """Embed the fresh rows of one window, `rows.prepared` to `rows.embedded`; other rows pass."""
-    fates = np.asarray(block.column("fate").to_pylist(), object)
-    fresh = np.flatnonzero(fates == FRESH)
-    rows = block.take(fresh)
+def tokens_of(rows: pa.Table) -> Ragged:
+    """The token ids of prepared rows, without a copy."""
     ids: Any = rows.column("token_ids").combine_chunks()
-    tokens = Ragged(
-        ids.flatten().to_numpy(), ids.offsets.to_numpy().astype(np.int64) - ids.offsets[0].as_py(),
-        np.zeros(len(rows), bool),
-    )  # fmt: skip
-    done = encoder.embed_tokens(tokens)
+    offsets = ids.offsets.to_numpy().astype(np.int64)
+    return Ragged(ids.flatten().to_numpy(), offsets - offsets[:1], np.zeros(len(rows), bool))
+
+
+def with_vectors(
+    block: pa.Table,
+    fresh: np.ndarray,
+    vectors: np.ndarray,
+    padded_tokens: np.ndarray | int,
+    seconds: np.ndarray | float,
+) -> pa.Table:
+    """Prepared rows as embedded ones, `rows.embedded`.
+
+    Args:
+        block: of the schema `rows.prepared`.
+        fresh: the numbers of its fresh rows, which alone get a vector.
+        vectors: theirs, float32 [fresh, dim].
+        padded_tokens: tokens that the device worked on for each of them.
+        seconds: time of each.
+    """
     widths = np.zeros(len(block), np.int64)
-    widths[fresh] = encoder.dim
-    padded, seconds = np.zeros(len(block), np.int32), np.zeros(len(block), np.float32)
-    padded[fresh], seconds[fresh] = done.padded_tokens, done.seconds
+    widths[fresh] = vectors.shape[1]
+    padded, spent = np.zeros(len(block), np.int32), np.zeros(len(block), np.float32)
+    padded[fresh], spent[fresh] = padded_tokens, seconds
     offsets = pa.array(np.concatenate([[0], np.cumsum(widths)]), pa.int32())
-    vectors = pa.ListArray.from_arrays(offsets, pa.array(done.vectors.reshape(-1)))
-    schema = embedded(block.schema)
     new = {
-        "vector": vectors,
+        "vector": pa.ListArray.from_arrays(offsets, pa.array(vectors.reshape(-1))),
         "padded_tokens": pa.array(padded),
-        "encode_seconds": pa.array(seconds),
+        "encode_seconds": pa.array(spent),
     }
+    schema = embedded(block.schema)
     return pa.table(
         {name: new[name] if name in new else block.column(name) for name in schema.names},
         schema=schema,

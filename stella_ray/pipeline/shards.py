@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO
@@ -54,7 +54,7 @@ def shard_format(path: str) -> tuple[str, str | None] | None:
 
 def read_shard(
     shard: Shard, number: int, columns: CorpusColumns, kept: Sequence[pa.Field], window_rows: int
-) -> Iterator[pa.Table]:
+) -> Generator[pa.Table, None, None]:
     """Yield a shard's rows in windows of the schema `rows.source(kept)`, in constant memory.
 
     Args:

@@ -38,6 +38,13 @@ class Place:
         path.write_bytes(data if isinstance(data, bytes) else data.encode())
         return str(path)
 
+    def later(self, data: str) -> str:
+        """A shard behind the corpus's own, which nobody looks at before the run."""
+        path = self.corpus.parent / "later/z.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(data, encoding="utf-8")
+        return str(path)
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, local_ray: None) -> Place:
@@ -94,7 +101,7 @@ CASES: dict[str, tuple[Callable[[Place], list[str]], int, str]] = {
     "a config file that isn't there": (lambda p: ["--config", "/no/such.yaml"], 2, "such.yaml"),
     "more GPUs than there are": (lambda p: ["--pool.gpus_per_encoder", "1"], 2, "1 GPU.*has 0"),
     "more CPUs than there are": (lambda p: ["--pool.encoders", "64"], 2, "CPUs.*has 2"),
-    "no CUDA device": (lambda p: ["--encoder.device", "cuda:0"], 2, "no CUDA"),
+    "no CUDA device": (lambda p: ["--encoder.device", "cuda:0", "--corpus", str(p.corpus), p.new("c.jsonl", GOOD)], 2, "no CUDA"),
     "a storage nobody knows": (lambda p: ["--corpus", "nope://bucket/x.parquet"], 2, "nope://"),
     # corpus: 3
     "no such file": (lambda p: ["--corpus", "/no/such/file.jsonl"], 3, "no such file or folder"),
@@ -112,6 +119,7 @@ CASES: dict[str, tuple[Callable[[Place], list[str]], int, str]] = {
     "a csv without the id column": (lambda p: ["--corpus", p.new("ni.csv", "key,text\n1,文\n")], 3, "no column id.*key, text"),
     "a parquet without a kept column": (lambda p: ["--rebuild", "true", "--keep_columns", "url", "--corpus", parquet(p, "nk.parquet", id=["a"], text=["文"])], 3, "no column url"),
     "texts that are numbers": (lambda p: ["--corpus", parquet(p, "num.parquet", id=["a"], text=[1.5])], 3, "text is double, expected text"),
+    "a later shard without the text column": (lambda p: ["--corpus", str(p.corpus), p.later(line(id="a", body="文"))], 3, "z.jsonl: no column text.*id, body"),
     "jsonl texts that are lists": (lambda p: ["--corpus", p.new("l.jsonl", line(id="a", text=["文"]))], 3, "a list, expected text"),
     "ids that are floats": (lambda p: ["--corpus", parquet(p, "f.parquet", id=[1.5], text=["文"])], 3, "id is double"),
     "a JSON array instead of lines": (lambda p: ["--corpus", p.new("arr.jsonl", '[{"id": 1, "text": "文"}]')], 3, "one JSON object on each line"),

@@ -64,6 +64,7 @@ def test_a_second_run_writes_nothing(small_desk: Desk) -> None:
     versions = len(lance.dataset(f"{small_desk.table}.lance").versions())
     report = small_desk.embed()
     assert (report.embedded, report.unchanged, report.tokens) == (0, 12, 0)
+    assert report.live_before == report.version
     assert len(lance.dataset(f"{small_desk.table}.lance").versions()) == versions
     assert adds_up(report)
 
