@@ -67,6 +67,8 @@ class Run:
             self._fill_report(ledger)
             self._check_guards(ledger)
             self._last_commit(ledger)
+        except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
+            raise _as_person_reads_it(error) from error
         finally:
             self._commit(ledger)  # whatever went wrong, what is written is kept
             self._fill_report(ledger)
@@ -92,8 +94,6 @@ class Run:
                     self._commit(ledger)
                     last_commit = time.monotonic()
                 progress.show(ledger.counts)
-        except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
-            raise _as_person_reads_it(error) from error
         finally:
             progress.close()
             self.report.add_seconds("embed", time.monotonic() - began)

@@ -39,7 +39,8 @@ class Cluster:
     """A head node of two CPUs with ports and a folder of its own."""
 
     def __init__(self, folder: Path) -> None:
-        self.gcs, self.dashboard, client = free_ports(3)
+        # Another Ray on this machine, the test session's, has the usual ports.
+        self.gcs, self.dashboard, client, *agents = free_ports(6)
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
         self.environment |= {
             "RAY_AUTH_MODE": "disabled",
@@ -52,6 +53,8 @@ class Cluster:
             [RAY, "start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1",
              f"--port={self.gcs}", f"--dashboard-port={self.dashboard}",
              "--dashboard-host=127.0.0.1", f"--ray-client-server-port={client}",
+             f"--dashboard-agent-listen-port={agents[0]}",
+             f"--dashboard-agent-grpc-port={agents[1]}", f"--metrics-export-port={agents[2]}",
              f"--temp-dir={folder}", "--disable-usage-stats", "--object-store-memory=300000000"],
             env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             start_new_session=True,
@@ -68,12 +71,18 @@ class Cluster:
                 time.sleep(0.5)
 
     def submit(self, *words: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [str(RAY), "job", "submit", "--address", self.address, "--working-dir", ".", "--",
-             "python", "jobs/embed.py", *(str(word) for word in words)],
-            cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=240,
-            check=False,
-        )  # fmt: skip
+        command = [RAY, "job", "submit", "--address", self.address, "--working-dir", "."]
+        command += ["--", "python", "jobs/embed.py", *words]
+        end = time.monotonic() + 60
+        while True:
+            done = subprocess.run(
+                [str(word) for word in command], cwd=ROOT, env=self.environment,
+                capture_output=True, text=True, timeout=240, check=False,
+            )  # fmt: skip
+            # The head answers some seconds before its agent takes jobs.
+            if "No available agent" not in done.stderr or time.monotonic() > end:
+                return done
+            time.sleep(1)
 
     def last_job(self) -> dict[str, object]:
         with urllib.request.urlopen(f"{self.address}/api/jobs/", timeout=10) as answer:
