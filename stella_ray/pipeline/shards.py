@@ -26,7 +26,7 @@ from stella_ray.pipeline.cells import (
     valid_utf8,
 )
 from stella_ray.pipeline.lines import read_csv, read_jsonl
-from stella_ray.rows import source
+from stella_ray.rows import check, source
 from stella_ray.storage import filesystem
 
 FORMATS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
@@ -140,8 +140,7 @@ def _in_source_order(
         ("read_seconds", seconds / count, pa.float32()),
     ):
         window = window.append_column(name, pa.repeat(pa.scalar(value, kind), len(window)))
-    schema = source(kept)
-    return window.select(schema.names).cast(schema)
+    return check(window, source(kept), where=f"shard {number}")
 
 
 def _read_parquet(
