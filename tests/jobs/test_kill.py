@@ -128,7 +128,9 @@ def test_a_killed_driver_loses_no_row_doubles_none_and_readers_never_see_half_a_
     night.finish()
     assert night.found() == night.expected(evening)
 
-    morning = corpus(450, salt=5)[50:]  # every text edited, fifty documents gone, many new
+    morning = corpus(250 + 100 * KILLS, salt=5)[
+        50:
+    ]  # every text edited, fifty documents gone, many new
     for i in range(6):
         write_jsonl(night.corpus / f"{'abcdef'[i]}.jsonl", morning[i::6])
     reader = Reader(f"{night.table}.lance")
