@@ -50,9 +50,11 @@ class Ledger:
         self._seen = np.zeros(len(self.known.keys), bool)
         self._fresh: list[np.ndarray] = []
         self._refreshed: list[np.ndarray] = []
+        self._expected: np.ndarray | None = None
 
     def add(self, receipt: pa.Table) -> None:
         """Enter the receipts of written blocks."""
+        self._expected = None
         for row in receipt.to_pylist():
             counts = self.counts
             counts.rows_read += row["rows_read"]
@@ -92,8 +94,10 @@ class Ledger:
 
     def expected(self) -> np.ndarray:
         """The keys that the finished table must hold: sorted, each once."""
-        keys = np.unique(np.concatenate([self.known.keys[self._seen], self.written()]))
-        return np.setdiff1d(keys, self.losers, assume_unique=True)
+        if self._expected is None:  # sorts every key, and the end of a run asks many times
+            keys = np.unique(np.concatenate([self.known.keys[self._seen], self.written()]))
+            self._expected = np.setdiff1d(keys, self.losers, assume_unique=True)
+        return self._expected
 
     def doubled_documents(self) -> np.ndarray:
         """The document parts (S7) of more than one key: ids that may stand for several texts."""
@@ -102,6 +106,7 @@ class Ledger:
 
     def strike(self, losing_keys: list[bytes]) -> None:
         """Strike rows that lost their id to another off the books; one key for each such row."""
+        self._expected = None
         self.losers = np.unique(np.array(losing_keys, _KEY))
         self.counts.rejected += len(losing_keys)
         # A losing row that came several times was counted as a repeat of itself.

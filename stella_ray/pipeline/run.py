@@ -64,7 +64,6 @@ class Run:
         try:
             self._embed(ledger)
             self._settle_doubled(ledger)
-            self._fill_report(ledger)
             self._check_guards(ledger)
             self._last_commit(ledger)
         except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
