@@ -1,7 +1,8 @@
 """What a row holds at each station of the flow, and the key that says whether it is known.
 
     SOURCE    a shard's row as read: id, text and kept columns, or the reason why it can't be used
-    PREPARED  its key, its fate and, where it must be embedded, its token ids
+    PREPARED  its key, its fate and, where it must be embedded, its token ids; a long document that
+              is cut into chunks becomes a row for each of them here
     EMBEDDED  the same with a vector in place of the token ids
     RECEIPT   one row for each written block: fragments, counts, and what was seen
 
@@ -32,8 +33,23 @@ DOC_BYTES, TEXT_BYTES, KEPT_BYTES = 7, 5, 4
 
 Parts instead of one hash, so that a key also answers "same document?" (doubled ids) and "same
 text?" (a vector that may stay). A changed text goes unseen with probability 2**-40. Two ids that
-share their 56 bits cost nothing but a look at the real ids.
+share their 56 bits cost nothing but a look at the real ids. The last part's top bit is 0, so that
+the number of a chunk can be added to it: the chunks of a document lie side by side in sorted keys.
 """
+
+SAMPLE = pa.struct(
+    [pa.field("row_key", pa.binary(KEY_BYTES)), pa.field("vector", pa.list_(pa.float32()))]
+)
+"""A row that was encoded a second time, alone and in float32, to check the stored vector by."""
+
+CHUNK = [
+    pa.field("chunk", pa.int32()),
+    pa.field("chunks", pa.int32()),
+    pa.field("start", pa.int32()),
+    pa.field("end", pa.int32()),
+]
+"""A chunk's number in its document, from 0; how many there are; its span of the document's
+characters, `text[start:end]`."""
 
 ORIGIN = [pa.field("shard", pa.int32()), pa.field("row", pa.int64())]
 """Where a row came from: index in the list of shards (-1: a Ray Dataset) and row in it, from 0."""
@@ -57,10 +73,14 @@ RECEIPT = pa.schema(
         pa.field("seen", pa.binary()),
         pa.field("fresh_keys", pa.binary()),
         pa.field("refreshed_keys", pa.binary()),
+        pa.field("broken", pa.binary()),
         pa.field("rejects", pa.list_(REJECT)),
+        pa.field("bad_shards", pa.list_(REJECT)),
+        pa.field("samples", pa.list_(SAMPLE)),
     ]
 )
-"""`seen`: int64 positions among the known keys; `*_keys`: 16 bytes a written row."""
+"""`seen`: int64 positions among the known keys; `*_keys`: 16 bytes a written row; `broken`: the
+keys of chunks that were rejected, whose documents must go whole; `rows_read` counts documents."""
 
 
 def source(kept: Sequence[pa.Field]) -> pa.Schema:
@@ -89,6 +109,8 @@ def prepared(kept: Sequence[pa.Field], store_text: bool, id_type: pa.DataType) -
             pa.field("fate", pa.string()),
             pa.field("reason", pa.string()),
             pa.field("known_at", pa.int64()),
+            pa.field("known_rows", pa.int32()),
+            *CHUNK,
             pa.field("token_ids", pa.list_(id_type)),
             pa.field("n_tokens", pa.int32()),
             pa.field("truncated", pa.bool_()),
@@ -98,12 +120,16 @@ def prepared(kept: Sequence[pa.Field], store_text: bool, id_type: pa.DataType) -
 
 
 def embedded(prepared_schema: pa.Schema) -> pa.Schema:
-    """Prepared rows after the encoder: `vector` (float32, null unless fresh) for `token_ids`."""
+    """Prepared rows after the encoder: `vector` (float32, empty unless fresh) for `token_ids`.
+
+    `reference` is a sampled row's vector by a second, plain way (`rows.SAMPLE`), else empty.
+    """
     rest = [field for field in prepared_schema if field.name != "token_ids"]
     return pa.schema(
         [
             *rest,
             pa.field("vector", pa.list_(pa.float32())),
+            pa.field("reference", pa.list_(pa.float32())),
             pa.field("padded_tokens", pa.int32()),
             pa.field("encode_seconds", pa.float32()),
         ]
@@ -111,12 +137,18 @@ def embedded(prepared_schema: pa.Schema) -> pa.Schema:
 
 
 def table_schema(
-    kept: Sequence[pa.Field], store_text: bool, dim: int, vector_type: pa.DataType
+    kept: Sequence[pa.Field],
+    store_text: bool,
+    dim: int,
+    vector_type: pa.DataType,
+    *,
+    chunked: bool = False,
 ) -> pa.Schema:
-    """The columns of the vector table."""
+    """The columns of the vector table; `chunked` where long documents have several rows."""
     return pa.schema(
         [
             pa.field("doc_id", pa.string(), nullable=False),
+            *(CHUNK if chunked else []),
             *kept,
             *([pa.field("text", pa.string())] if store_text else []),
             pa.field("vector", pa.list_(vector_type, dim)),
@@ -185,6 +217,24 @@ def row_keys(block: pa.Table, kept: Sequence[str], fingerprint: str) -> pa.Array
     )
 
 
+def chunk_keys(keys: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """The keys of chunks: a document's key with the chunk's number added to its last part.
+
+    Args:
+        keys: document keys, `S16` [chunks].
+        numbers: of each chunk in its document, int [chunks].
+    """
+    raw = np.array(keys, f"S{KEY_BYTES}").view(np.uint8).reshape(len(keys), KEY_BYTES)
+    last = raw[:, -KEPT_BYTES:].copy().view(">u4").reshape(-1)
+    raw[:, -KEPT_BYTES:] = (
+        (last + np.asarray(numbers, np.uint32))
+        .astype(">u4")
+        .view(np.uint8)
+        .reshape(len(keys), KEPT_BYTES)
+    )
+    return raw.view(f"S{KEY_BYTES}").reshape(-1)
+
+
 def _cells(column: pa.ChunkedArray) -> list[memoryview]:
     """Each cell's bytes, without a copy or a decoding."""
     cells: list[memoryview] = []
@@ -211,10 +261,11 @@ def _kept_hashes(block: pa.Table, kept: Sequence[str]) -> list[bytes]:
         lengths.append(pc.fill_null(pc.cast(pc.binary_length(words), pa.string()), ""))
         columns.append(pc.fill_null(words, ""))
     joined = pc.binary_join_element_wise(*lengths, *columns, "\x1f")
-    return [
+    hashes = [
         hashlib.blake2b(cell, digest_size=KEPT_BYTES).digest()
         for cell in _cells(pa.chunked_array([joined]))
     ]
+    return [bytes([part[0] & 0x7F]) + part[1:] for part in hashes]
 
 
 def _words(column: pa.ChunkedArray) -> pa.ChunkedArray:
