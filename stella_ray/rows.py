@@ -45,11 +45,11 @@ SAMPLE = pa.struct(
 CHUNK = [
     pa.field("chunk", pa.int32()),
     pa.field("chunks", pa.int32()),
-    pa.field("start", pa.int32()),
-    pa.field("end", pa.int32()),
+    pa.field("chunk_start", pa.int32()),
+    pa.field("chunk_end", pa.int32()),
 ]
 """A chunk's number in its document, from 0; how many there are; its span of the document's
-characters, `text[start:end]`."""
+characters, `text[chunk_start:chunk_end]`."""
 
 ORIGIN = [pa.field("shard", pa.int32()), pa.field("row", pa.int64())]
 """Where a row came from: index in the list of shards (-1: a Ray Dataset) and row in it, from 0."""
