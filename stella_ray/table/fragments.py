@@ -13,6 +13,7 @@ import pyarrow as pa
 from lance.fragment import write_fragments
 
 from stella_ray.errors import StellaError, TableError
+from stella_ray.storage import StorageSettings, lance_options
 
 ROWS_PER_TAKE = 8_192
 
@@ -39,21 +40,35 @@ def lance_errors(uri: str, doing: str) -> Iterator[None]:
         raise TableError(f"{uri}: {doing} failed: {reason(error)}") from error
 
 
-def write_rows(block: pa.Table, uri: str) -> list[str]:
+def write_rows(
+    block: pa.Table, uri: str, storage: StorageSettings = StorageSettings()
+) -> list[str]:
     """Write rows of the table's schema as fragments that a commit will add; runs on a worker.
 
     Returns:
         One JSON text for each fragment, a few hundred bytes.
     """
     with lance_errors(uri, "writing rows"):
-        fragments = write_fragments(block, uri, mode="append", schema=block.schema)
+        fragments = write_fragments(
+            block,
+            uri,
+            mode="append",
+            schema=block.schema,
+            storage_options=lance_options(uri, storage),
+        )
     return [json.dumps(fragment.to_json()) for fragment in fragments]
 
 
-def rows_at(uri: str, version: int, addresses: np.ndarray, columns: Sequence[str]) -> pa.Table:
+def rows_at(
+    uri: str,
+    version: int,
+    addresses: np.ndarray,
+    columns: Sequence[str],
+    storage: StorageSettings = StorageSettings(),
+) -> pa.Table:
     """Read the rows at these addresses, in their order; runs on a worker."""
     with lance_errors(uri, "reading rows"):
-        dataset = lance.dataset(uri, version=version)
+        dataset = lance.dataset(uri, version=version, storage_options=lance_options(uri, storage))
         parts = [
             dataset._take_rows(
                 addresses[start : start + ROWS_PER_TAKE].tolist(), columns=list(columns)
