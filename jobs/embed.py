@@ -134,6 +134,11 @@ def run(job: EmbedJob, dataset: Dataset | None = None) -> RunReport:
     check_store(uri, job.storage)
     rows = find_shards(job.corpus, job.storage) if dataset is None else dataset
     spec = find_encoder(job.encoder)
+    if job.long == "chunk" and job.chunk_overlap * 4 > spec.max_tokens:
+        raise SettingsError(
+            f"chunk_overlap {job.chunk_overlap} is more than a quarter of max_tokens"
+            f" {spec.max_tokens}; lower the one or raise the other"
+        )
     run_id = f"{began:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
     report = RunReport(run_id, uri, spec.fingerprint, settings.shown(job))
     folder = f"{uri.rpartition('/')[0]}/runs/{run_id}"
@@ -153,7 +158,7 @@ def run(job: EmbedJob, dataset: Dataset | None = None) -> RunReport:
             report.outcome = f"{type(error).__name__}: {error}"
             raise
         finally:
-            report.save(job.storage, *places)
+            report.save(*places, storage=job.storage)
     print(report)
     print(f"report: {places[0]}")
     return report

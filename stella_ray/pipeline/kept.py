@@ -20,7 +20,7 @@ def kept_fields(
     corpus: Sequence[Shard] | Dataset,
     columns: CorpusColumns,
     there: pa.Schema | None,
-    storage: StorageSettings,
+    storage: StorageSettings = StorageSettings(),
 ) -> list[pa.Field]:
     """The kept columns with their types: the table's own, else those of each format's first shard.
 

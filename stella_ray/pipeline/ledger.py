@@ -206,6 +206,10 @@ class Ledger:
         now = np.unique(document_parts(self.expected()))
         return len(np.setdiff1d(before, now, assume_unique=True)), len(before)
 
+    def gone(self) -> int:
+        """Known documents that the finished table doesn't hold as they were."""
+        return self._documents_at(np.flatnonzero(~np.isin(self.known.keys, self.expected())))
+
     def doomed(self, there: KnownKeys) -> np.ndarray:
         """The addresses of rows in a version that must go: stale ones and repeats, uint64."""
         keep = np.isin(there.keys, self.expected())

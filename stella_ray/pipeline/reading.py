@@ -60,7 +60,7 @@ class StoreFile(io.RawIOBase):
 
 @contextmanager
 def reading(
-    path: str, form: str, storage: StorageSettings, size: int | None = None
+    path: str, form: str, storage: StorageSettings = StorageSettings(), size: int | None = None
 ) -> Iterator[IO[bytes]]:
     """Open a shard; whatever goes wrong while it is read names it.
 

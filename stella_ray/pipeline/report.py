@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import platform
 import sys
 import time
@@ -15,6 +16,8 @@ from typing import IO, Any
 
 from stella_ray.pipeline.ledger import Counts
 from stella_ray.storage import StorageSettings, filesystem, write_json
+
+log = logging.getLogger(__name__)
 
 PACKAGES = (
     "stella-ray",
@@ -89,16 +92,25 @@ class RunReport:
 
     def count(self, counts: Counts) -> None:
         """Take over the receipts' sums; read, encode and write seconds are the workers', summed."""
-        names = ("rows_read", "rejected", "bad_shards", "truncated", "tokens", "padded_tokens")
-        for name in names:
+        for name in (
+            *("rows_read", "repeated", "rejected", "bad_shards"),
+            *("truncated", "tokens", "padded_tokens"),
+        ):
             setattr(self, name, getattr(counts, name))
         for name in ("read", "encode", "write"):
             self.seconds[name] = round(getattr(counts, f"{name}_seconds"), 3)
 
-    def save(self, storage: StorageSettings, *places: str) -> None:
-        """Write report.json to each place."""
+    def save(self, *places: str, storage: StorageSettings = StorageSettings()) -> None:
+        """Write report.json to each place; one that can't be written is a word in the log.
+
+        A full disk or a store that is away has its own error already, which must not be hidden.
+        """
         for place in places:
-            write_json(place, asdict(self), storage)
+            try:
+                write_json(place, asdict(self), storage)
+            except Exception as error:
+                reason = " ".join(str(error).split())[:200]
+                log.warning("%s: the report could not be written (%s)", place, reason)
 
     def __str__(self) -> str:
         """The summary for people, a few lines."""

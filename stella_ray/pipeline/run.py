@@ -214,7 +214,7 @@ class Run:
         report.embedded, report.refreshed = ledger.embedded_and_refreshed()
         report.unchanged = ledger.unchanged + report.refreshed
         report.repeated, report.kept_unseen = ledger.repeated, ledger.kept_unseen
-        report.replaced = len(np.setdiff1d(ledger.known.keys, ledger.expected())) - report.deleted
+        report.replaced = ledger.gone() - report.deleted
         report.rejects = self.rejects.uri if self.rejects.count else None
         spent = report.seconds.get("embed", 0.0)
         report.tokens_per_second = round(report.tokens / spent, 1) if spent else 0.0

@@ -56,7 +56,7 @@ def read_shard(
     columns: CorpusColumns,
     kept: Sequence[pa.Field],
     window_rows: int,
-    storage: StorageSettings,
+    storage: StorageSettings = StorageSettings(),
 ) -> Generator[pa.Table, None, None]:
     """Yield a shard's rows in windows of the schema `rows.source(kept)`, in constant memory.
 
@@ -230,7 +230,7 @@ def _decoded(column: pa.Array) -> pa.Array:
     return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
 
 
-def parquet_schema(path: str, storage: StorageSettings) -> pa.Schema:
+def parquet_schema(path: str, storage: StorageSettings = StorageSettings()) -> pa.Schema:
     """A parquet shard's columns, from its footer.
 
     Raises:

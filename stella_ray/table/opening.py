@@ -48,7 +48,7 @@ def open_for_run(
     never_filled = not tags and there.dataset.count_rows() == 0
     if rebuild or never_filled:
         there.encoder()  # refuses a table that isn't ours
-        return rebuild(there, schema, encoder)
+        return start_rebuild(there, schema, encoder)
     try:
         accept(there, schema, encoder)
     except (ModelMismatch, TableError):
@@ -70,7 +70,7 @@ def open_for_run(
     return there
 
 
-def rebuild(table: VectorTable, schema: pa.Schema, encoder: dict[str, Any]) -> VectorTable:
+def start_rebuild(table: VectorTable, schema: pa.Schema, encoder: dict[str, Any]) -> VectorTable:
     """Start over in a new, empty version, or go on with a rebuild that died; no tag moves."""
     # `live` alone isn't enough: a rollback points it to where it was before the rebuild.
     newest = str(max(table.tagged().values(), default=0)).encode()

@@ -11,6 +11,7 @@ import json
 import logging
 import re
 import secrets
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from lance.fragment import FragmentMetadata
 from stella_ray.errors import TableError
 from stella_ray.rows import KEY_BYTES, key_array
 from stella_ray.storage import StorageSettings, is_s3, lance_options
-from stella_ray.table.fragments import lance_errors, reason
+from stella_ray.table.fragments import dropped, lance_errors, reason
 from stella_ray.table.keys import KnownKeys
 
 ENCODER = b"stella_ray.encoder"
@@ -31,10 +32,6 @@ ENCODER = b"stella_ray.encoder"
 
 MESSAGE = "__lance_commit_message"
 """Where Lance keeps a commit's message among a transaction's properties."""
-
-COMMIT_TRIES = 5
-"""Commits of a version before giving up; each next one only after a look that none before it got
-through."""
 
 log = logging.getLogger(__name__)
 
@@ -240,12 +237,14 @@ class VectorTable:
 
         Lance's own retries are off: a lost answer would look to it like another writer's commit,
         behind which it adds the same rows once more. Instead, the new versions are searched for
-        this commit's message before it is tried again.
+        this commit's message before it is tried again, from the same version as before, so that a
+        request that arrives late meets the other's.
         """
         mark = secrets.token_hex(8)
         message = json.dumps({"run": self.run_id, "doing": doing, "mark": mark})
         options = lance_options(self.uri, self.storage)
-        for tries_left in range(COMMIT_TRIES - 1, -1, -1):
+        seen, until = self.dataset.version, time.monotonic() + self.storage.retry_seconds
+        while True:
             try:
                 with lance_errors(self.uri, doing):
                     self.dataset = lance.LanceDataset.commit(
@@ -264,12 +263,12 @@ class VectorTable:
                     log.warning("%s; a look at the table shows that it was done", error)
                     self.dataset = newest
                     return self
-                moved = newest.version != self.dataset.version
-                if not (tries_left and moved and _adds_only(operation)):
+                # Somebody else's commit, an index perhaps, got in between: asked again, Lance tells
+                # whether ours can go on top of it.
+                overtaken, seen = newest.version > seen, newest.version
+                if time.monotonic() > until or not (overtaken or dropped(self.uri, error)):
                     raise
-                # Somebody else's commit, an index of their own perhaps: ours goes on top of it.
-                self.dataset = newest
-        raise AssertionError("the last try returns or raises")
+                time.sleep(0.5)
 
 
 def commit_message(dataset: lance.LanceDataset, version: int) -> str:
@@ -279,11 +278,6 @@ def commit_message(dataset: lance.LanceDataset, version: int) -> str:
     except (ValueError, OSError, RuntimeError):
         return ""
     return str((found.transaction_properties or {}).get(MESSAGE, "")) if found else ""
-
-
-def _adds_only(operation: Any) -> bool:
-    """Whether a commit stays right on top of another one: it names no rows of the table."""
-    return isinstance(operation, lance.LanceOperation.Append)
 
 
 def _json(value: Any) -> bytes:
