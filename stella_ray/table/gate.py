@@ -26,7 +26,7 @@ from stella_ray.rows import DOC_BYTES, KEY_BYTES, TEXT_BYTES, key_array
 from stella_ray.table.fragments import ROWS_PER_TAKE, lance_errors
 from stella_ray.table.index import uncovered_rows
 from stella_ray.table.keys import KnownKeys
-from stella_ray.table.search import recall
+from stella_ray.table.recall import recall
 from stella_ray.table.vectors import VectorTable
 
 NEIGHBOURS = 10
