@@ -1,10 +1,12 @@
 """Which full-text tokenizer and which vector index are worth their time and space?
 
 `text`: BM25 recall of Lance's tokenizers that need no dictionary, on folders of corpus.jsonl.gz
-(_id, text), queries.jsonl.gz (_id, text) and qrels.tsv.gz, each alone and all as one corpus.
+(_id, text), queries.jsonl.gz (_id, text) and qrels.tsv.gz, each alone and all as one corpus; with
+--rows, that one is filled up with rows spliced of the documents: they hold answers too, so that
+only times and sizes mean something then.
 `vectors`: kinds of index on clustered vectors of length 1, each asked as searches ask it.
 
-    python -m benchmarks.indexes text FOLDER [FOLDER …] [--every 4]
+    python -m benchmarks.indexes text FOLDER [FOLDER …] [--every 4] [--rows 200000]
     python -m benchmarks.indexes vectors [--rows 100000] [--dim 256] [--only ivf_pq]
 """
 
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import random
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -64,6 +67,19 @@ def read_task(folder: Path, every: int) -> Task:
     return texts("corpus.jsonl.gz"), queries, relevant
 
 
+def filled_up(documents: dict[str, str], rows: int) -> dict[str, str]:
+    """Add rows of 200 characters, each of pieces of two documents, until there are `rows`."""
+    dice = random.Random(0)
+    texts = list(documents.values())
+
+    def piece() -> str:
+        text = dice.choice(texts)
+        start = dice.randrange(max(1, len(text) - 100))
+        return text[start : start + 100]
+
+    return documents | {f"{i}": piece() + piece() for i in range(rows - len(documents))}
+
+
 def bytes_of(folder: str) -> int:
     """What the files of a folder hold together."""
     return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
@@ -105,8 +121,9 @@ def clustered(rows: int, dim: int, seed: int = 0) -> np.ndarray:
     dice = np.random.default_rng(seed)
     centers = dice.standard_normal((max(1, rows // 50), dim), np.float32)
     own = np.minimum(dice.exponential(len(centers) / 3, rows), len(centers) - 1).astype(int)
-    vectors = centers[own] + 0.7 * dice.standard_normal((rows, dim), np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors: np.ndarray = centers[own] + 0.7 * dice.standard_normal((rows, dim), np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors
 
 
 def time_vector_indexes(rows: int, dim: int, only: Sequence[str], queries: int = 200) -> None:
@@ -172,6 +189,7 @@ def main() -> None:
     text = kinds.add_parser("text")
     text.add_argument("folders", type=Path, nargs="+")
     text.add_argument("--every", type=int, default=1, help="take every n-th query")
+    text.add_argument("--rows", type=int, default=0, help="fill all as one up to so many")
     vectors = kinds.add_parser("vectors")
     vectors.add_argument("--rows", type=int, default=100_000)
     vectors.add_argument("--dim", type=int, default=256)
@@ -188,6 +206,9 @@ def main() -> None:
             {key: value for part in parts for key, value in part.items()}
             for parts in (documents, queries, relevant)
         )
+    if options.rows:
+        name, (documents, queries, relevant) = tasks.popitem()
+        tasks = {f"{name}, filled up": (filled_up(documents, options.rows), queries, relevant)}
     for name, task in tasks.items():
         time_tokenizers(name, task)
 

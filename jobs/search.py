@@ -48,9 +48,9 @@ class SearchJob:
     """What to look for, in plain words; for its vector, the encoder's query prefix is put before
     it."""
     mode: Literal["vector", "text", "hybrid"] = "vector"
-    """vector: by meaning, the score is the cosine; text: by the words themselves (BM25), for names
-    and numbers, and fast, since no encoder is loaded; hybrid: both rankings fused (RRF), for
-    queries of which one doesn't know which will do."""
+    """vector: by meaning, the score is the cosine; text: by the words themselves (BM25), of two
+    characters or more, for names and numbers, and fast, since no encoder is loaded; hybrid: both
+    rankings fused (RRF), for queries of which one doesn't know which will do."""
     limit: int = 10
     """Documents at most; of a document that is cut into chunks, the best chunk is shown."""
     filter: str | None = None

