@@ -262,6 +262,8 @@ def main() -> None:
     """Read the settings first: a typo costs nothing."""
     job = settings.read_settings(EmbedJob, about=(__doc__ or "").split("\n\n")[0])
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    for chatty in ("botocore", "aiobotocore", "s3fs"):  # they tell where they found credentials
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     log.info("settings: %s", settings.shown(job))
     run(job)
 
