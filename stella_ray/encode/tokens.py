@@ -42,6 +42,21 @@ class Ragged:
         return np.diff(self.offsets)
 
 
+@dataclass(frozen=True)
+class TokenPlaces:
+    """Where the tokens of a text lie in it, in characters of the text as it is.
+
+    Attributes:
+        starts: of each of the text's own tokens, int64 [tokens].
+        words: the starts of those that don't go on with a word, int64 [words].
+        others: how many tokens there are besides: the prefix's and the special ones.
+    """
+
+    starts: np.ndarray
+    words: np.ndarray
+    others: int
+
+
 class TextTokenizer:
     """A model folder's fast tokenizer, cutting at `max_tokens` and putting a prefix first.
 
@@ -90,6 +105,23 @@ class TextTokenizer:
         for start, ids in zip(offsets[:-1], rows, strict=True):
             values[start : start + len(ids)] = ids
         return Ragged(values, offsets, truncated)
+
+    def ids(self, text: str) -> list[int]:
+        """All token ids of a text, special ones included, uncut."""
+        ids: list[int] = self._tokenizer.encode_batch_fast([text])[0].ids
+        return ids
+
+    def places(self, text: str, prefix: str = "") -> TokenPlaces:
+        """Tokenise `prefix + text`, uncut, for where the text could be cut."""
+        encoding = self._tokenizer.encode(prefix + text)
+        spans = np.array(encoding.offsets, np.int64).reshape(-1, 2) - len(prefix)
+        # One token may hold the prefix's last space and the text's first word.  Special tokens
+        # lie at 0 to 0.
+        own = spans[:, 1] > 0
+        starts = np.maximum(spans[own, 0], 0)
+        word = np.array([-1 if w is None else w for w in encoding.word_ids], np.int64)[own]
+        begins = np.diff(word, prepend=-1) != 0
+        return TokenPlaces(starts, starts[begins], len(own) - len(starts))
 
 
 def _load(folder: Path) -> Any:
