@@ -114,15 +114,16 @@ def test_a_tag_that_was_moved_though_the_answer_was_lost_counts_as_moved(
     publish_rows(docs, "a")
     add(docs, ["b"])
     kind = type(docs.dataset.tags)
-    for name in ("create", "update"):
 
-        def lost(
-            own: object, *args: object, real: Callable[..., None] = getattr(kind, name)
-        ) -> None:
-            real(own, *args)
+    def losing_the_answer(move: Callable[..., None]) -> Callable[..., None]:
+        def lost(*args: object) -> None:
+            move(*args)
             raise OSError("connection reset by peer")
 
-        monkeypatch.setattr(kind, name, lost)
+        return lost
+
+    for name in ("create", "update"):
+        monkeypatch.setattr(kind, name, losing_the_answer(getattr(kind, name)))
     assert publish(docs, "r3") == 2
     assert tags(docs) == {LIVE: 3, PREVIOUS: 2, "run-r2": 2, "run-r3": 3}
     rollback(docs.uri)

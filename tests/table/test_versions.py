@@ -16,6 +16,7 @@ from stella_ray.storage import StorageSettings, filesystem, write_json
 from stella_ray.table.fragments import write_rows
 from stella_ray.table.gate import GateCheck
 from stella_ray.table.index import tidy
+from stella_ray.table.opening import start_rebuild
 from stella_ray.table.publish import LIVE, PREVIOUS, publish, rollback
 from stella_ray.table.search import open_live
 from stella_ray.table.vectors import VectorTable
@@ -88,7 +89,7 @@ def test_status_after_a_rollback_shows_live_on_the_older_version(docs: VectorTab
 
 def test_status_of_a_rebuild_counts_each_versions_own_rows(docs: VectorTable) -> None:
     publish(add(docs, numbered(5)), "r2")
-    docs.rebuild(SCHEMA, docs.encoder())
+    start_rebuild(docs, SCHEMA, docs.encoder())
     assert [one.rows for one in status(docs.uri)] == [0, 5, 0]
 
 
