@@ -58,7 +58,7 @@ def rollback(uri: str, storage: StorageSettings = StorageSettings()) -> tuple[in
     tags = table.tagged()
     if LIVE not in tags or PREVIOUS not in tags or tags[LIVE] == tags[PREVIOUS]:
         raise TableError(
-            f"{uri}: no earlier published version to go back to; tags: {tags or 'none'}"
+            f"{uri}: no earlier published version to go back to; tags: {_in_words(tags)}"
         )
     _make_live(table, tags[PREVIOUS], tags[LIVE])
     return tags[PREVIOUS], tags[LIVE]
@@ -86,8 +86,7 @@ def promote(
     tags = newest.tagged()
     if not version.isdecimal() and version not in tags:
         raise TableError(
-            f"{uri}: no tag {version!r}; expected a version's number or one of"
-            f" {sorted(tags) or 'no tags yet'}"
+            f"{uri}: no tag {version!r}; expected a version's number or a tag: {_in_words(tags)}"
         )
     number = int(version) if version.isdecimal() else tags[version]
     candidate = VectorTable.open(uri, number, storage=storage)
@@ -101,6 +100,10 @@ def promote(
     if before != number:
         _make_live(newest, number, before)
     return number, before
+
+
+def _in_words(tags: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} ({version})" for name, version in sorted(tags.items())) or "none"
 
 
 def _make_live(table: VectorTable, version: int, before: int | None) -> None:

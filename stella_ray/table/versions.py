@@ -184,7 +184,7 @@ def _table_of(report: bytes) -> str | None:
 
 
 def _abort_uploads(table: VectorTable) -> None:
-    """End the uploads that dead workers began: S3 keeps, and charges for, parts that no one sees."""
+    """End the uploads that dead workers began: S3 keeps, and charges for, parts no one sees."""
     store, path = filesystem(table.uri, table.storage)
     bucket, _, prefix = path.partition("/")
     with contextlib.suppress(OSError):  # not every key may; a bucket's lifecycle rule does the same
