@@ -275,8 +275,8 @@ def commit_message(dataset: lance.LanceDataset, version: int) -> str:
     """The message of the commit that made a version; empty where it has none or is gone."""
     try:
         found = dataset.read_transaction(version)
-    except (ValueError, OSError, RuntimeError):
-        return ""
+    except (ValueError, OSError, RuntimeError, TypeError):
+        return ""  # TypeError: of a compaction that moved an index (pylance 14)
     return str((found.transaction_properties or {}).get(MESSAGE, "")) if found else ""
 
 
