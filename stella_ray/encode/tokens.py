@@ -42,6 +42,45 @@ class Ragged:
         return np.diff(self.offsets)
 
 
+class TokenPlaces:
+    """Where each of a text's own tokens begins, in characters of the text as it is.
+
+    Looked up when asked for: a cut asks for a few of them, and a list of all costs as much as half
+    of the tokenising.
+
+    Attributes:
+        others: how many tokens there are besides: the prefix's and the special ones.
+    """
+
+    def __init__(self, encoding: Any, before: int, special_behind: int) -> None:
+        self._encoding, self._before = encoding, before
+        last = len(encoding) - special_behind
+        # One token may hold the prefix's last space and the text's first word.
+        self._first = next((i for i in range(last) if self._span(i)[1] > before), last)
+        self._count = last - self._first
+        self.others = len(encoding) - self._count
+
+    def _span(self, token: int) -> tuple[int, int]:
+        # A special token put before the text has no place.
+        span: tuple[int, int] | None = self._encoding.token_to_chars(token)
+        return span or (0, 0)
+
+    def __len__(self) -> int:
+        """How many tokens."""
+        return self._count
+
+    def __getitem__(self, token: int) -> int:
+        """Where a token begins; only the text's first one may begin in the prefix, hence the 0."""
+        if not 0 <= token < self._count:
+            raise IndexError(token)
+        return max(self._span(self._first + token)[0] - self._before, 0)
+
+    def begins_word(self, token: int) -> bool:
+        """Whether a token but the first doesn't go on with the word of the one before."""
+        word = self._encoding.token_to_word
+        return bool(word(self._first + token) != word(self._first + token - 1))
+
+
 class TextTokenizer:
     """A model folder's fast tokenizer, cutting at `max_tokens` and putting a prefix first.
 
@@ -90,6 +129,16 @@ class TextTokenizer:
         for start, ids in zip(offsets[:-1], rows, strict=True):
             values[start : start + len(ids)] = ids
         return Ragged(values, offsets, truncated)
+
+    def ids(self, text: str) -> list[int]:
+        """All token ids of a text, special ones included, uncut."""
+        ids: list[int] = self._tokenizer.encode_batch_fast([text])[0].ids
+        return ids
+
+    def places(self, text: str, prefix: str = "") -> TokenPlaces:
+        """Tokenise `prefix + text`, uncut, for where the text could be cut."""
+        encoding = self._tokenizer.encode(prefix + text)
+        return TokenPlaces(encoding, len(prefix), len(self._suffix))
 
 
 def _load(folder: Path) -> Any:
