@@ -51,10 +51,12 @@ class KnownKeys:
         if self.chunks is None or not len(self.keys):
             return at, (at >= 0).astype(np.int32)
         count = np.where(at >= 0, self.chunks[at], 0)
-        last = np.minimum(at + np.maximum(count, 1) - 1, len(self.keys) - 1)
+        end = at + np.maximum(count, 1) - 1
+        last = np.minimum(end, len(self.keys) - 1)
         # Its chunks' keys are consecutive numbers, so the last one's place says whether all are
         # there, from chunk 0 on.
-        whole = (at >= 0) & (self.keys[last] == chunk_keys(self.keys[at], np.maximum(count, 1) - 1))
+        there = self.keys[last] == chunk_keys(self.keys[at], np.maximum(count, 1) - 1)
+        whole = (at >= 0) & (end == last) & there
         return np.where(whole, at, -1), np.where(whole, count, 0).astype(np.int32)
 
 
