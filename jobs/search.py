@@ -1,6 +1,7 @@
 """Find documents in the published version of a table.
 
-python jobs/search.py --table TABLE --query "…" [--limit 5] [--filter "title = '…'"] [--json true]
+python jobs/search.py --table TABLE --query "…" [--mode vector|text|hybrid] [--limit 5]
+    [--filter "title = '…'"] [--json true]
 """
 
 from __future__ import annotations
@@ -10,17 +11,18 @@ import logging
 import re
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from stella_ray import settings
 from stella_ray.encode.models import EncoderSettings
 from stella_ray.errors import ModelError, ModelMismatch, SettingsError
-from stella_ray.storage import absolute
-from stella_ray.table.search import open_live, search
+from stella_ray.storage import StorageSettings, absolute
 from stella_ray.table.opening import differing_parts
+from stella_ray.table.search import open_live, search
 from stella_ray.table.vectors import VectorTable, table_uri
 
 if TYPE_CHECKING:
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 
 SNIPPET = 60
 """Characters of a text that a hit shows."""
+
+MAX_LIMIT = 1_000_000
+"""All hits are held in memory; who wants more reads the table itself."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 """What a terminal would obey instead of showing."""
@@ -40,9 +45,14 @@ class SearchJob:
     table: str
     """DIR/NAME, as it was embedded."""
     query: str
-    """What to look for; the encoder's query prefix is put before it."""
+    """What to look for, in plain words; for its vector, the encoder's query prefix is put before
+    it."""
+    mode: Literal["vector", "text", "hybrid"] = "vector"
+    """vector: by meaning, the score is the cosine; text: by the words themselves (BM25), for names
+    and numbers, and fast, since no encoder is loaded; hybrid: both rankings fused (RRF), for
+    queries of which one doesn't know which will do."""
     limit: int = 10
-    """Hits at most."""
+    """Documents at most; of a document that is cut into chunks, the best chunk is shown."""
     filter: str | None = None
     """SQL over the table's columns that a hit must meet, as in: category = '天文'."""
     json: bool = False
@@ -51,26 +61,38 @@ class SearchJob:
     """Where the table's encoder is now, if it moved."""
     device: str = "cpu"
     """Where the query is encoded."""
+    storage: StorageSettings = StorageSettings()
 
     def __post_init__(self) -> None:
         """Refuse what can't hold."""
-        if self.limit < 1:
-            raise SettingsError(f"limit {self.limit} must be 1 or more")
+        if not 1 <= self.limit <= MAX_LIMIT:
+            raise SettingsError(f"limit {self.limit} must be 1 to {MAX_LIMIT:,}")
         if not self.query.strip():
             raise SettingsError("the query is empty; expected some words")
 
 
 def run(job: SearchJob) -> list[dict[str, Any]]:
-    """Encode the query with the table's own encoder and search what is live."""
-    table = open_live(table_uri(absolute(job.table)))
-    vector = table_encoder(table, job).embed([job.query], prefix="query")[0]
-    hits = search(table, vector, job.limit, job.filter)
+    """Search what is live; the query's vector is by the table's own encoder."""
+    table = open_live(table_uri(absolute(job.table)), job.storage)
+    hits = search(
+        table,
+        vector=None if job.mode == "text" else query_vector(table, job),
+        text=None if job.mode == "vector" else job.query,
+        limit=job.limit,
+        filter=job.filter,
+    )
     if job.json:
         for hit in hits:
             print(json_line(hit))
     else:
         show(hits)
     return hits
+
+
+def query_vector(table: VectorTable, job: SearchJob) -> np.ndarray:
+    """The query as the table's own encoder sees it, float32 [dim]."""
+    vector: np.ndarray = table_encoder(table, job).embed([job.query], prefix="query")[0]
+    return vector
 
 
 def table_encoder(table: VectorTable, job: SearchJob) -> Encoder:
@@ -116,13 +138,18 @@ def show(hits: list[dict[str, Any]]) -> None:
         return
     shown = Table(show_lines=False)
     titled = any("title" in hit for hit in hits)
-    for name in ("id", "score", *(["title"] if titled else []), "snippet"):
+    chunked = any("chunk" in hit for hit in hits)
+    for name in (
+        "id", "score", *(["chunk"] if chunked else []), *(["title"] if titled else []), "snippet",
+    ):  # fmt: skip
         shown.add_column(name, overflow="fold")
     for hit in hits:
         snippet = " ".join((hit.get("text") or "").split())
         snippet = snippet[:SNIPPET] + ("…" if len(snippet) > SNIPPET else "")
         title = [str(hit.get("title") or "")] if titled else []
-        cells = [hit["doc_id"], f"{hit['score']:.4f}", *title, snippet]
+        # People count from 1.
+        chunk = [f"{hit['chunk'] + 1} of {hit['chunks']}"] if chunked else []
+        cells = [hit["doc_id"], f"{hit['score']:.4f}", *chunk, *title, snippet]
         shown.add_row(*(_CONTROL.sub(" ", cell) for cell in cells))
     # Hits may hold anything: brackets are no markup, `:smile:` is no emoji.
     width = None if sys.stdout.isatty() else 120

@@ -25,7 +25,7 @@ from stella_ray.table.documents import broken_documents, take
 from stella_ray.table.fragments import lance_errors
 from stella_ray.table.index import uncovered_rows
 from stella_ray.table.keys import KnownKeys
-from stella_ray.table.search import recall
+from stella_ray.table.recall import recall
 from stella_ray.table.vectors import VectorTable
 
 NEIGHBOURS = 10

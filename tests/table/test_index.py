@@ -1,18 +1,47 @@
-"""Tidying: few fragments, an index that covers every row, and the very same rows as before."""
+"""Tidying: few fragments, indexes that cover every row, and the very same rows as before."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import lance
 import lancedb
 import numpy as np
 import pyarrow as pa
+import pytest
+from lance.dataset import DatasetOptimizer
 
+from stella_ray.errors import SettingsError, TableError
+from stella_ray.rows import table_schema
+from stella_ray.table import index as indexing
+from stella_ray.table import vector_index
 from stella_ray.table.fragments import write_rows
-from stella_ray.table.index import INDEX_NAME, ROWS_PER_FRAGMENT, SMALL_FRAGMENTS, tidy
+from stella_ray.table.index import (
+    INDEX_NAME,
+    ROWS_PER_FRAGMENT,
+    SMALL_FRAGMENTS,
+    TEXT_INDEX,
+    IndexSettings,
+    tidy,
+    uncovered_rows,
+)
+from stella_ray.table.recall import recall
 from stella_ray.table.vectors import VectorTable
-from tests.table.conftest import DIM, add, addresses_of, ids_in, numbered, quoted, rows
+from tests.table.conftest import (
+    DIM,
+    ENCODER,
+    add,
+    addresses_of,
+    ids_in,
+    numbered,
+    quoted,
+    rows,
+)
+
+SMALL = IndexSettings(min_rows=100)
+"""Makes a vector index of tables that tests can afford."""
+COVERED = {INDEX_NAME: 0, TEXT_INDEX: 0, vector_index.NAME: 0}
 
 
 def index_stats(table: VectorTable) -> dict[str, Any]:
@@ -108,7 +137,7 @@ def test_a_full_fragment_is_not_written_again_for_a_few_new_rows(docs: VectorTab
     full = docs.dataset.get_fragments()[0].data_files()[0].path
     for i in range(SMALL_FRAGMENTS):
         add(docs, [f"new{i}"])
-    tidy(docs)
+    tidy(docs, IndexSettings(vector="none", text=False))
     files = [one.path for part in docs.dataset.get_fragments() for one in part.data_files()]
     assert full in files
     assert len(files) == 2
@@ -125,7 +154,7 @@ def test_the_index_covers_what_comes_after_it_was_made(docs: VectorTable) -> Non
     tidy(docs)
     assert index_stats(docs)["num_unindexed_rows"] == 0
     assert found_by_lancedb(docs, "late") == ["late"]
-    assert len(list(docs.dataset.describe_indices())) == 1
+    assert uncovered_rows(docs) == {INDEX_NAME: 0, TEXT_INDEX: 0}
 
 
 def test_deleted_rows_are_not_found_through_the_index(docs: VectorTable) -> None:
@@ -180,7 +209,7 @@ def test_after_forty_random_nights_the_table_is_what_a_dictionary_says(
         expected = {i: text for i, text in expected.items() if i not in gone} | texts
         if night % 3 == 2:
             tidy(docs)
-            assert index_stats(docs)["num_unindexed_rows"] == 0
+            assert uncovered_rows(docs) == {INDEX_NAME: 0, TEXT_INDEX: 0}
             assert fragments(docs) < SMALL_FRAGMENTS
         found = docs.dataset.to_table(columns=["doc_id", "text"]).to_pylist()
         assert len(found) == len(expected)
@@ -189,3 +218,94 @@ def test_after_forty_random_nights_the_table_is_what_a_dictionary_says(
         seen = docs.dataset.to_table(columns=["text"], filter=f"doc_id = '{doc_id}'")
         assert seen["text"].to_pylist() == ([expected[doc_id]] if doc_id in expected else [])
     assert ids_in(VectorTable.open(docs.uri)) == sorted(expected)
+
+
+def test_every_index_covers_every_row_and_one_that_lacks_some_says_how_many(
+    docs: VectorTable,
+) -> None:
+    add(docs, numbered(150))
+    assert uncovered_rows(docs) == {}
+    tidy(docs, SMALL)
+    assert uncovered_rows(docs) == COVERED
+    add(docs, numbered(7, 150))
+    assert set(uncovered_rows(docs).values()) == {7}
+    docs.commit([], addresses_of(docs, ["d151", "d3"]))
+    assert set(uncovered_rows(docs).values()) == {6}
+    tidy(docs, SMALL)
+    assert uncovered_rows(docs) == COVERED
+
+
+def test_a_second_tidying_with_all_indexes_makes_no_version(docs: VectorTable) -> None:
+    add(docs, numbered(150))
+    tidy(docs, SMALL)
+    version = docs.version
+    tidy(docs, SMALL)
+    tidy(VectorTable.open(docs.uri), SMALL)
+    assert VectorTable.open(docs.uri).version == version
+
+
+def test_a_full_text_index_by_other_rules_is_built_anew(docs: VectorTable) -> None:
+    add(docs, numbered(20))
+    docs.dataset.create_scalar_index("text", "INVERTED", name=TEXT_INDEX, base_tokenizer="icu")
+    tidy(docs)
+    details = {i.name: i.details for i in docs.dataset.describe_indices()}[TEXT_INDEX]
+    assert indexing.FULL_TEXT.items() <= details.items()
+
+
+STEPS = ("compact_files", "create_scalar_index", "create_index", "update_config")
+
+
+@pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("step", STEPS)
+def test_what_breaks_off_at_any_step_is_finished_by_the_next_call(
+    docs: VectorTable, monkeypatch: pytest.MonkeyPatch, step: str, done: bool
+) -> None:
+    """`after`: the store did what it was asked, and its answer was lost."""
+    for start in range(0, 200, 20):
+        add(docs, numbered(20, start))
+    before = by_id(docs)
+    owner: Any = DatasetOptimizer if step == "compact_files" else lance.LanceDataset
+    own = getattr(owner, step)
+
+    def broken(self: Any, *words: Any, **more: Any) -> None:
+        if done:
+            own(self, *words, **more)
+        raise OSError("LanceError(IO): connection reset")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, step, broken)
+        with pytest.raises(TableError, match="connection reset"):
+            tidy(docs, SMALL)
+    assert by_id(VectorTable.open(docs.uri)).equals(before)
+    tidy(docs, SMALL)
+    assert uncovered_rows(docs) == COVERED
+    assert fragments(docs) == 1
+    assert by_id(docs).equals(before)
+    assert recall(docs) == pytest.approx(1, abs=0.05)
+
+
+def test_a_compaction_of_many_rows_is_made_in_several_passes(
+    docs: VectorTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexing, "ROWS_PER_FRAGMENT", 100)
+    monkeypatch.setattr(indexing, "ROWS_PER_PASS", 400)
+    for start in range(0, 1_000, 20):
+        add(docs, numbered(20, start))
+    before, version = by_id(docs), docs.version
+    tidy(docs, IndexSettings(text=False))
+    assert docs.version - version > 2, "passes and the index"
+    assert fragments(docs) <= 10
+    assert by_id(docs).equals(before)
+
+
+def test_what_cannot_hold_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"index\.min_rows 0 is too small; expected 1 or more"):
+        IndexSettings(min_rows=0)
+
+
+def test_a_table_without_text_gets_no_full_text_index(tmp_path: Path) -> None:
+    schema = table_schema([], False, DIM, pa.float32())
+    table = VectorTable.create(f"{tmp_path}/t.lance", schema, ENCODER)
+    add(table, numbered(5), schema=schema)
+    tidy(table)
+    assert uncovered_rows(table) == {INDEX_NAME: 0}

@@ -137,7 +137,7 @@ def test_a_rebuild_is_a_new_empty_version_while_live_serves_the_old_rows(
     add(table, ["new1", "new2"], schema=WIDE)
     served = open_live(live.uri)
     assert (served.version, served.encoder(), ids_in(served)) == (2, ENCODER, numbered(5))
-    hit = search(served, unit_vectors(["d3"])[0], limit=1)[0]
+    hit = search(served, vector=unit_vectors(["d3"])[0], limit=1)[0]
     assert hit["doc_id"] == "d3"
     assert VectorTable.open(live.uri).dataset.schema.field("vector").type.list_size == 16
 
@@ -151,7 +151,7 @@ def test_a_rebuild_serves_its_own_encoder_and_size_once_published_and_can_be_rol
     publish(table, "r")
     served = open_live(live.uri)
     assert (served.encoder(), ids_in(served)) == (OTHER, ["new1", "new2"])
-    assert search(served, unit_vectors(["new2"], 16)[0], limit=1)[0]["doc_id"] == "new2"
+    assert search(served, vector=unit_vectors(["new2"], 16)[0], limit=1)[0]["doc_id"] == "new2"
     assert table.dataset.stats.index_stats(INDEX_NAME)["num_unindexed_rows"] == 0
     rollback(live.uri)
     served = open_live(live.uri)

@@ -31,7 +31,7 @@ def live(docs: VectorTable) -> VectorTable:
     for start in range(0, 600, 200):
         ids = numbered(200, start)
         add(docs, ids, titles=["天文" if int(i[1:]) % 10 == 0 else "地理" for i in ids])
-    publish(docs)
+    publish(docs, "r")
     return open_live(docs.uri)
 
 
@@ -53,7 +53,7 @@ def test_hits_and_scores_are_those_of_brute_force(
         # Lance casts the query to the type of the column.
         asked = query.astype(number.to_pandas_dtype()).astype(np.float64)
         scores = stored @ asked / np.linalg.norm(stored, axis=1) / np.linalg.norm(asked)
-        hits = search(table, query, limit=20)
+        hits = search(table, vector=query, limit=20)
         assert [hit["doc_id"] for hit in hits] == [ids[i] for i in np.argsort(-scores)[:20]]
         assert [hit["score"] for hit in hits] == pytest.approx(
             np.sort(scores)[::-1][:20].tolist(), abs=1e-6
@@ -63,17 +63,17 @@ def test_hits_and_scores_are_those_of_brute_force(
 
 
 def test_a_rows_own_vector_finds_it_first_with_score_one(live: VectorTable) -> None:
-    hit = search(live, unit_vectors(["d123"])[0], limit=1)[0]
+    hit = search(live, vector=unit_vectors(["d123"])[0], limit=1)[0]
     assert (hit["doc_id"], hit["score"]) == ("d123", pytest.approx(1.0, abs=1e-6))
 
 
 def test_the_opposite_vector_is_last_with_score_minus_one(live: VectorTable) -> None:
-    hit = search(live, -unit_vectors(["d123"])[0], limit=600)[-1]
+    hit = search(live, vector=-unit_vectors(["d123"])[0], limit=600)[-1]
     assert (hit["doc_id"], hit["score"]) == ("d123", pytest.approx(-1.0, abs=1e-6))
 
 
 def test_a_hit_holds_what_people_read_and_none_of_the_plumbing(live: VectorTable) -> None:
-    hit = search(live, QUERY, limit=1)[0]
+    hit = search(live, vector=QUERY, limit=1)[0]
     assert set(hit) == {"doc_id", "title", "text", "score"}
     assert hit["text"] == f"text of {hit['doc_id']}"
 
@@ -82,35 +82,35 @@ def test_a_table_without_text_has_hits_without_text(tmp_path: Path) -> None:
     schema = table_schema([], False, DIM, pa.float32())
     table = VectorTable.create(f"{tmp_path}/t.lance", schema, ENCODER)
     add(table, ["a"], schema=schema)
-    assert set(search(table, QUERY)[0]) == {"doc_id", "score"}
+    assert set(search(table, vector=QUERY)[0]) == {"doc_id", "score"}
 
 
 def test_a_limit_above_the_rows_gives_all_of_them(live: VectorTable) -> None:
-    hits = search(live, QUERY, limit=100_000)
+    hits = search(live, vector=QUERY, limit=100_000)
     assert [hit["doc_id"] for hit in hits] == [doc_id for doc_id, _ in nearest(numbered(600))]
 
 
 def test_an_empty_published_table_has_no_hits(docs: VectorTable) -> None:
-    publish(docs)
-    assert search(open_live(docs.uri), QUERY) == []
+    publish(docs, "r")
+    assert search(open_live(docs.uri), vector=QUERY) == []
 
 
 def test_a_filter_is_applied_before_the_nearest_are_taken(live: VectorTable) -> None:
     tens = nearest(numbered(600)[::10])
-    hits = search(live, QUERY, limit=5, filter="title = '天文'")
+    hits = search(live, vector=QUERY, limit=5, filter="title = '天文'")
     assert [hit["doc_id"] for hit in hits] == [doc_id for doc_id, _ in tens[:5]]
     farthest = nearest(numbered(600))[-1][0]
-    alone = search(live, QUERY, limit=5, filter=f"doc_id = '{farthest}'")
+    alone = search(live, vector=QUERY, limit=5, filter=f"doc_id = '{farthest}'")
     assert [hit["doc_id"] for hit in alone] == [farthest]
-    assert search(live, QUERY, filter="title = 'nowhere'") == []
+    assert search(live, vector=QUERY, filter="title = 'nowhere'") == []
 
 
 def test_a_filter_over_an_indexed_column_finds_the_same(docs: VectorTable) -> None:
     add(docs, numbered(300))
     wanted = "doc_id IN ('d1', 'd2', 'd299') AND text LIKE '%2%'"
-    before = search(docs, QUERY, filter=wanted)
+    before = search(docs, vector=QUERY, filter=wanted)
     tidy(docs)
-    assert search(docs, QUERY, filter=wanted) == before
+    assert search(docs, vector=QUERY, filter=wanted) == before
     assert {hit["doc_id"] for hit in before} == {"d2", "d299"}
 
 
@@ -118,7 +118,7 @@ def test_a_filter_over_an_indexed_column_finds_the_same(docs: VectorTable) -> No
 def test_a_text_with_quotes_can_be_filtered_by(docs: VectorTable, text: str) -> None:
     add(docs, ["odd", *numbered(20)], titles=[text, *["plain"] * 20])
     literal = text.replace("'", "''")
-    hits = search(docs, QUERY, limit=3, filter=f"title = '{literal}'")
+    hits = search(docs, vector=QUERY, limit=3, filter=f"title = '{literal}'")
     assert [(hit["doc_id"], hit["title"]) for hit in hits] == [("odd", text)]
 
 
@@ -137,7 +137,7 @@ def test_a_filter_that_cannot_be_answered_is_one_line_with_the_columns_there_are
     live: VectorTable, wrong: str, why: str
 ) -> None:
     with pytest.raises(SettingsError) as caught:
-        search(live, QUERY, filter=wrong)
+        search(live, vector=QUERY, filter=wrong)
     line = str(caught.value)
     assert line.startswith(f"--filter {wrong!r} can't be answered (")
     assert why in line
@@ -152,7 +152,7 @@ def test_a_filter_that_cannot_be_answered_is_one_line_with_the_columns_there_are
 def test_a_query_of_another_size_is_refused(live: VectorTable) -> None:
     for wrong in (QUERY[:5], np.ones(9, np.float32), QUERY[None]):
         with pytest.raises(TableError, match="holds vectors of 8 numbers, the query's has the"):
-            search(live, wrong)
+            search(live, vector=wrong)
 
 
 def test_nothing_is_live_before_the_first_publishing(docs: VectorTable) -> None:
@@ -176,8 +176,8 @@ def test_rows_committed_after_publishing_are_not_found_and_deleted_ones_still_ar
     newest.commit([], addresses_of(newest, ["d5"]))
     add(newest, ["new"])
     for table in (live, open_live(live.uri)):
-        found = [hit["doc_id"] for hit in search(table, QUERY, limit=1_000)]
+        found = [hit["doc_id"] for hit in search(table, vector=QUERY, limit=1_000)]
         assert sorted(found) == sorted(numbered(600))
-    publish(newest)
-    found = [hit["doc_id"] for hit in search(open_live(live.uri), QUERY, limit=1_000)]
+    publish(newest, "s")
+    found = [hit["doc_id"] for hit in search(open_live(live.uri), vector=QUERY, limit=1_000)]
     assert ("new" in found, "d5" in found, len(found)) == (True, False, 600)
