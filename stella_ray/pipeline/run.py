@@ -28,7 +28,6 @@ from stella_ray.table.publish import LIVE, passed, publish
 from stella_ray.table.vectors import VectorTable
 from stella_ray.table.versions import clean, clean_runs
 
-
 log = logging.getLogger(__name__)
 
 

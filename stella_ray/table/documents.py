@@ -63,7 +63,7 @@ def _doubtful(
     mixed |= known.keys[1:] == known.keys[:-1]  # a chunk that is there twice
     doubtful = np.zeros(len(first), bool)
     doubtful[np.searchsorted(first, np.flatnonzero(mixed), "right") - 1] = True
-    with lance_errors(table.uri, "reading the chunks' numbers"):
+    with lance_errors(table.uri, "reading the chunks' numbers", table.storage):
         for batch in table.dataset.scanner(columns=["row_key", *CHUNKS]).to_batches():
             at = np.searchsorted(known.keys, key_array(batch))
             document = np.searchsorted(first, at, "right") - 1
@@ -99,7 +99,7 @@ def _is_whole(rows: list[tuple[tuple[int, int], bytes]]) -> bool:
 
 def take(table: VectorTable, addresses: np.ndarray, columns: list[str]) -> pa.Table:
     """Read few rows, in the order of the addresses."""
-    with lance_errors(table.uri, "reading rows"):
+    with lance_errors(table.uri, "reading rows", table.storage):
         return table.dataset._take_rows(addresses.tolist(), columns=columns)
 
 

@@ -125,7 +125,7 @@ def refuse(table: VectorTable, checks: Sequence[GateCheck]) -> None:
 
 def _tried(table: VectorTable, check: partial[GateCheck]) -> GateCheck:
     try:
-        with lance_errors(table.uri, "reading it"):
+        with lance_errors(table.uri, "reading it", table.storage):
             return check()
     except TableError as error:  # such as an index file that is damaged
         name = check.func.__name__.strip("_")
@@ -178,7 +178,7 @@ def _new_vectors(
     table: VectorTable, published: int | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield vectors, float32 [rows, dim], and addresses of what lies in files that are new."""
-    with lance_errors(table.uri, "reading the new vectors"):
+    with lance_errors(table.uri, "reading the new vectors", table.storage):
         dataset = table.dataset
         old = set() if published is None else _files(dataset.checkout_version(published))
         new = [f for f in dataset.get_fragments() if not old.issuperset(_files_of(f))]

@@ -114,7 +114,7 @@ def _make_live(table: VectorTable, version: int, before: int | None) -> None:
 
 
 def _point(table: VectorTable, tag: str, version: int) -> None:
-    with lance_errors(table.uri, f"moving the tag {tag}"):
+    with lance_errors(table.uri, f"moving the tag {tag}", table.storage):
         try:
             if tag in table.dataset.tags.list():
                 table.dataset.tags.update(tag, version)

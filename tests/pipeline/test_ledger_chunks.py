@@ -1,4 +1,4 @@
-"""The books of a run over a table of chunks: against the same model, with documents of many rows."""
+"""The books of a run over a table of chunks: the same model, with documents of many rows."""
 
 from __future__ import annotations
 
@@ -40,9 +40,7 @@ EMPTY = KnownKeys(1, np.empty(0, f"S{KEY_BYTES}"), np.empty(0, np.uint64), np.em
 def how(tiny_encoder: Path) -> Preparation:
     spec = find_encoder(EncoderSettings(path=str(tiny_encoder), max_tokens=16))
     year = pa.field("year", pa.int64())
-    return Preparation(
-        kept=(year,), store_text=False, spec=spec, digest="digest", chunk_overlap=2
-    )
+    return Preparation(kept=(year,), store_text=False, spec=spec, digest="digest", chunk_overlap=2)
 
 
 def with_texts(rows: list[Row]) -> list[Row]:
