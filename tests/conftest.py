@@ -107,8 +107,10 @@ def local_ray() -> Iterator[None]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        # The key of tests/s3.py's servers: workers keep the environment that Ray was started in.
+        keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "testtest"}
         ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="error",
-                 object_store_memory=512 << 20)  # fmt: skip
+                 object_store_memory=512 << 20, runtime_env={"env_vars": keys})  # fmt: skip
     yield
     ray.shutdown()
 
