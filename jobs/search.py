@@ -20,7 +20,8 @@ from stella_ray.encode.models import EncoderSettings
 from stella_ray.errors import ModelError, ModelMismatch, SettingsError
 from stella_ray.storage import absolute
 from stella_ray.table.search import open_live, search
-from stella_ray.table.vectors import VectorTable, differing_parts, table_uri
+from stella_ray.table.opening import differing_parts
+from stella_ray.table.vectors import VectorTable, table_uri
 
 if TYPE_CHECKING:
     from stella_ray.encode.encoder import Encoder

@@ -3,6 +3,7 @@
     StellaError                 1
     ├── SettingsError           2   a flag, preset or environment variable; the cluster is too small
     ├── CorpusError             3   a shard that can't be read, or isn't what the settings say
+    │   └── BadShard            3   damaged, empty or gone; `--on_bad_shard reject` goes on without
     ├── ModelError              4   an encoder that can't be found, loaded or used
     │   └── ModelMismatch       4   the table was made by another encoder
     ├── TableError              5   the table can't be opened, written or searched
@@ -34,6 +35,10 @@ class CorpusError(StellaError):
     """A shard that can't be read or isn't what the settings say."""
 
     exit_code = 3
+
+
+class BadShard(CorpusError):
+    """A shard whose bytes are there and aren't a whole file of its format, or that is gone."""
 
 
 class ModelError(StellaError):

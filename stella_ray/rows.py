@@ -235,20 +235,9 @@ def chunk_keys(keys: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     return raw.view(f"S{KEY_BYTES}").reshape(-1)
 
 
-def _cells(column: pa.ChunkedArray) -> list[memoryview]:
-    """Each cell's bytes, without a copy or a decoding."""
-    cells: list[memoryview] = []
-    for chunk in column.chunks:
-        chunk = chunk.cast(pa.large_string())
-        _, offsets_buffer, data = chunk.buffers()
-        offsets = np.frombuffer(offsets_buffer, np.int64)[
-            chunk.offset : chunk.offset + len(chunk) + 1
-        ]
-        view = memoryview(data or b"")
-        cells += [
-            view[a:b] for a, b in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
-        ]
-    return cells
+def _cells(column: pa.ChunkedArray) -> list[bytes]:
+    """Each cell's bytes; of a null none."""
+    return [cell or b"" for cell in column.cast(pa.large_binary()).to_pylist()]
 
 
 def _kept_hashes(block: pa.Table, kept: Sequence[str]) -> list[bytes]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,7 +15,10 @@ from torch import Tensor
 
 from stella_ray.encode import attention
 from stella_ray.encode.batching import batches
+from stella_ray.encode.faults import Budget, check_ids, one_line, out_of_memory
+from stella_ray.encode.loading import find_device, find_dtype, load_model
 from stella_ray.encode.models import EncoderSettings, EncoderSpec, find_encoder
+from stella_ray.encode.reference import plain_vectors
 from stella_ray.encode.tokens import Ragged, TextTokenizer
 from stella_ray.errors import ModelError, SettingsError
 
@@ -24,9 +28,6 @@ CPU_TOKEN_BUDGET, CUDA_TOKEN_BUDGET = 2_048, 65_536
 ROWS_PER_WINDOW = 4_096
 """Texts that `embed` orders by length together: 3% padding, where 128 leave 12%."""
 
-CALM_BATCHES = 64
-"""Batches without running out of memory after which a halved budget grows by a tenth."""
-
 
 @dataclass
 class Embedded:
@@ -35,40 +36,15 @@ class Embedded:
     Attributes:
         vectors: unit vectors in the order of the rows, float32 [rows, dim].
         padded_tokens: tokens the device worked on for each row, padding included; 0 for a row whose
-            text stood in the window before, int32 [rows].
+            text stood in the window before and for one at fault, int32 [rows].
         seconds: time of each row's share of its batch, float32 [rows].
+        faults: rows that the encoder raises on and why, in one line; their vectors are zeros.
     """
 
     vectors: np.ndarray
     padded_tokens: np.ndarray
     seconds: np.ndarray
-
-
-@dataclass
-class Budget:
-    """The token budget now: halved when the device runs out of memory, recovering slowly."""
-
-    most: int
-    least: int
-    now: int = 0
-    splits: int = 0
-    calm: int = field(default=0, repr=False)
-
-    def __post_init__(self) -> None:
-        self.now = self.most
-
-    def halve(self) -> bool:
-        """Lower it after an out-of-memory; False when not even one row fits."""
-        if self.now <= self.least:
-            return False
-        self.now, self.calm, self.splits = max(self.least, self.now // 2), 0, self.splits + 1
-        return True
-
-    def went_well(self) -> None:
-        """Count a batch that fitted."""
-        self.calm += 1
-        if self.calm >= CALM_BATCHES and self.now < self.most:
-            self.now, self.calm = min(self.most, self.now + max(1, self.now // 10)), 0
+    faults: dict[int, str]
 
 
 class Encoder:
@@ -89,8 +65,8 @@ class Encoder:
         settings = EncoderSettings(path=encoder) if isinstance(encoder, str) else encoder
         self.spec: EncoderSpec = find_encoder(settings)
         self.tokenizer = TextTokenizer(self.spec.folder, self.spec.max_tokens)
-        self.device = _device(settings.device)
-        self.dtype = _dtype(settings.dtype, self.device)
+        self.device = find_device(settings.device)
+        self.dtype = find_dtype(settings.dtype, self.device)
         self.packed = (
             self.device.type == "cuda"
             and self.dtype != torch.float32
@@ -104,7 +80,8 @@ class Encoder:
                 " raise the one or lower the other"
             )
         self.budget = Budget(most=most, least=self.spec.max_tokens)
-        self.model = _load_model(self.spec, self.dtype, packed=self.packed).to(self.device)
+        self.model = load_model(self.spec, self.dtype, packed=self.packed).to(self.device)
+        self.vocabulary = int(self.model.get_input_embeddings().num_embeddings)
 
     @property
     def dim(self) -> int:
@@ -120,6 +97,9 @@ class Encoder:
 
         Returns:
             Unit vectors in the order of `texts`, float32 [rows, dim].
+
+        Raises:
+            ModelError: a text that the encoder raises on.
         """
         if isinstance(texts, str):
             raise SettingsError(
@@ -129,53 +109,121 @@ class Encoder:
         first = self.spec.prefix_text(prefix)
         for start in range(0, len(texts), ROWS_PER_WINDOW):
             window = texts[start : start + ROWS_PER_WINDOW]
-            out[start : start + len(window)] = self.embed_tokens(
-                self.tokenizer(window, first)
-            ).vectors
+            found = self.embed_tokens(self.tokenizer(window, first))
+            for row, reason in found.faults.items():
+                raise ModelError(
+                    f"text {start + row} of {len(texts)} can't be embedded ({reason}); leave it out"
+                )
+            out[start : start + len(window)] = found.vectors
         return out
 
     def embed_tokens(self, rows: Ragged) -> Embedded:
         """Embed one window of tokenised rows; rows of equal ids are encoded once.
 
-        1. Find the distinct rows. 2. Cut them into batches, longest first. 3. Run each, with a
-        smaller budget where the device runs out of memory. 4. Put the vectors back in order.
+        1. Find the distinct rows. 2. Cut them into batches, longest first. 3. Run each: with a
+        smaller budget where the device runs out of memory, and in halves where it raises anything
+        else, down to the single rows at fault. 4. Put the vectors back in order.
+
+        Raises:
+            ModelError: not even a row fits the device; or the encoder raises on the empty text too,
+                so that it is the encoder that is at fault and no row.
+            torch.AcceleratorError: the device is lost to this process.
         """
         first, same_as = _distinct(rows)
         lengths = rows.lengths[first]
-        vectors = np.empty((len(first), self.dim), np.float32)
+        vectors = np.zeros((len(first), self.dim), np.float32)
         padded = np.zeros(len(rows.lengths), np.int32)
         seconds = np.zeros(len(rows.lengths), np.float32)
-        todo = np.arange(len(first))
-        while len(todo):
-            cut = batches(lengths[todo], self.budget.now, packed=self.packed)
-            done: list[np.ndarray] = []
-            for batch in cut:
-                members = todo[batch]
-                began = time.perf_counter()
-                try:
-                    vectors[members] = self._forward([_ids(rows, first[i]) for i in members])
-                except torch.OutOfMemoryError:
-                    if not self.budget.halve():
-                        raise ModelError(
-                            f"out of device memory with {len(members)} row(s) of up to"
-                            f" {lengths[members].max()} tokens; lower max_tokens or use a larger"
-                            " device"
-                        ) from None
-                    torch.cuda.empty_cache()
-                    log.warning("out of device memory: token budget is now %s", self.budget.now)
-                    break
+        faults: dict[int, str] = {}
+        todo = self._cut(lengths, np.arange(len(first)))
+        while todo:
+            members = todo.pop()
+            began = time.perf_counter()
+            found = self._attempt([_ids(rows, first[i]) for i in members])
+            if isinstance(found, np.ndarray):
+                vectors[members] = found
                 width = lengths[members] if self.packed else lengths[members].max()
                 padded[first[members]] = width
                 seconds[first[members]] = (time.perf_counter() - began) / len(members)
                 self.budget.went_well()
-                done.append(members)
-            if done:
-                todo = np.setdiff1d(todo, np.concatenate(done), assume_unique=True)
-        return Embedded(vectors[same_as], padded, seconds)
+            elif out_of_memory(found):
+                self._shrink(lengths[members])
+                todo = self._cut(lengths, np.sort(np.concatenate([members, *todo])))
+            elif len(members) > 1:
+                middle = len(members) // 2
+                todo += [members[middle:], members[:middle]]
+            else:
+                self._check_soundness()
+                faults[int(members[0])] = one_line(found)
+        wrong = {i: faults[n] for i, n in enumerate(same_as.tolist()) if n in faults}
+        return Embedded(vectors[same_as], padded, seconds, wrong)
+
+    def reference(self, rows: Ragged) -> np.ndarray:
+        """The same vectors the plain way, to check the others by: slow, for samples.
+
+        transformers' own forward in float32, one row at a time: nothing cut, padded or packed. An
+        encoder of other numbers loads its weights once more for it, the first time.
+
+        Returns:
+            Unit vectors, NaN for a row that the model raises on, float32 [rows, dim].
+
+        Raises:
+            ModelError: the weights can't be loaded again.
+            torch.OutOfMemoryError: the device has no room for a second model (RuntimeError or
+                MemoryError on a CPU).
+            torch.AcceleratorError: the device is lost to this process.
+        """
+        as_it_is = self.dtype == torch.float32 and not self.packed
+        return plain_vectors(self.model if as_it_is else self._float32, rows, self.spec.pooling)
+
+    @functools.cached_property
+    def _float32(self) -> transformers.PreTrainedModel:
+        return load_model(self.spec, torch.float32, packed=False).to(self.device)
+
+    def _cut(self, lengths: np.ndarray, members: np.ndarray) -> list[np.ndarray]:
+        """Batches of these rows by the budget now, the longest last, where pop() takes it."""
+        cut = batches(lengths[members], self.budget.now, packed=self.packed)
+        return [members[batch] for batch in cut][::-1]
+
+    def _attempt(self, rows: list[np.ndarray]) -> np.ndarray | Exception:
+        """A batch's vectors, or what it raised, unless the device is lost."""
+        try:
+            return self._forward(rows)
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:
+            return error.with_traceback(None)  # its frames hold on to the batch's memory
+
+    def _shrink(self, lengths: np.ndarray) -> None:
+        if not self.budget.halve():
+            raise ModelError(
+                f"out of device memory with {len(lengths)} row(s) of up to {lengths.max()} tokens;"
+                " lower max_tokens or use a larger device"
+            )
+        torch.cuda.empty_cache()
+        log.warning("out of device memory: token budget is now %s", self.budget.now)
+
+    def _check_soundness(self) -> None:
+        """Encode the empty text, before a row is blamed for what the encoder raised on it.
+
+        Not "did any other row succeed?": texts that failed last night are all that is fresh on a
+        night without changes.
+        """
+        empty = self.tokenizer([""], self.spec.prefix_text(self.spec.prefix))
+        try:
+            self._forward([empty.values])
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:
+            raise ModelError(
+                f"{self.spec.name} raises on every text, even the empty one ({one_line(error)});"
+                " expected a model that works with these settings"
+            ) from error
 
     @torch.inference_mode()
     def _forward(self, rows: list[np.ndarray]) -> np.ndarray:
         """One batch of token ids to unit vectors, float32 [rows, dim]; longest row first."""
+        check_ids(np.concatenate(rows), self.vocabulary)
         pooled = self._packed(rows) if self.packed else self._padded(rows)
         vectors: np.ndarray = torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
         return vectors
@@ -234,58 +282,3 @@ def _distinct(rows: Ragged) -> tuple[np.ndarray, np.ndarray]:
             first.append(i)
         same_as[i] = number[ids]
     return np.asarray(first, np.int64), same_as
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise SettingsError(
-            f"device {name!r} isn't one of torch's; expected auto, cpu or cuda"
-        ) from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise SettingsError(f"device {name}: no CUDA device here; expected cpu or auto")
-    return device
-
-
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        name = "bfloat16" if device.type == "cuda" else "float32"
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
-
-
-def _load_model(
-    spec: EncoderSpec, dtype: torch.dtype, *, packed: bool
-) -> transformers.PreTrainedModel:
-    attention.register()
-    bert = {"add_pooling_layer": False} if spec.model_type in attention.PACKABLE else {}
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()  # a pooler that isn't loaded is no news
-    try:
-        model, loaded = transformers.AutoModel.from_pretrained(
-            spec.folder,
-            dtype=dtype,
-            attn_implementation=attention.PACKED if packed else "sdpa",
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **bert,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"{spec.folder}: the weights can't be loaded ({reason})") from None
-    except Exception as error:
-        # safetensors' own error type derives from Exception alone
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise ModelError(f"{spec.folder}: damaged safetensors file ({error})") from None
-    # transformers fills what isn't in the file with random numbers
-    if missing := sorted(name for name in loaded["missing_keys"] if "pooler" not in name):
-        raise ModelError(
-            f"{spec.folder}: {len(missing)} of the model's weights aren't in its .safetensors files"
-            f" ({missing[0]}, …); expected all that config.json describes"
-        )
-    return model.eval()

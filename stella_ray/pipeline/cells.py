@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from stella_ray.errors import CorpusError
+from stella_ray.errors import BadShard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +26,9 @@ class CorpusColumns:
         return list(dict.fromkeys([self.doc_id, self.text, *self.kept]))
 
 
-def empty_shard(path: str) -> CorpusError:
+def empty_shard(path: str) -> BadShard:
     """What is said of a shard without rows: often an export that broke off."""
-    return CorpusError(
+    return BadShard(
         f"{path}: the shard is empty; expected at least one row, so export it again or take it out"
         " of the corpus"
     )
@@ -38,15 +38,15 @@ def check_columns(path: str, wanted: list[str], there: Sequence[str]) -> None:
     """Check that a shard has each column that is read, once.
 
     Raises:
-        CorpusError: names those that are missing or doubled, and the way out.
+        BadShard: names those that are missing or doubled, and the way out.
     """
     if missing := [name for name in wanted if name not in there]:
-        raise CorpusError(
+        raise BadShard(
             f"{path}: no column {', '.join(missing)}; it has {', '.join(there) or 'none'}."
             " Say which to read with --doc_id_column, --text_column and --keep_columns"
         )
     if doubled := [name for name in wanted if list(there).count(name) > 1]:
-        raise CorpusError(
+        raise BadShard(
             f"{path}: several columns are called {', '.join(doubled)}; expected one of each,"
             " so rename the others"
         )

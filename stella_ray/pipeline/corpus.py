@@ -8,13 +8,13 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 import ray.data
 from ray.data import Dataset
 
-from stella_ray.errors import CorpusError
+from stella_ray.errors import BadShard, CorpusError
 from stella_ray.pipeline.cells import CorpusColumns
 from stella_ray.pipeline.cluster import Pool, configure_data, keep_ray_data_quiet
 from stella_ray.pipeline.shards import (
@@ -22,17 +22,24 @@ from stella_ray.pipeline.shards import (
     FORMATS,
     Shard,
     arrow_rows,
+    bad_shard_row,
     read_shard,
     shard_format,
 )
-from stella_ray.storage import absolute, filesystem
+from stella_ray.storage import StorageSettings, absolute, filesystem, storage_errors
 
 log = logging.getLogger(__name__)
+
+OnBadShard = Literal["fail", "reject"]
+
+TASKS_PER_ENCODER, BYTES_PER_TASK = 16, 64 << 20
+"""Small shards are read several by one task, as long as that leaves so many tasks, and of a task's
+bytes no more."""
 
 _READABLE = f"{', '.join(FORMATS)} (each but parquet also with {' or '.join(COMPRESSIONS)})"
 
 
-def find_shards(corpus: Sequence[str]) -> list[Shard]:
+def find_shards(corpus: Sequence[str], storage: StorageSettings = StorageSettings()) -> list[Shard]:
     """List the shards of files, folders and globs, each once, ordered by path.
 
     A folder is searched to its depth; names that start with `.` or `_` are passed over, in globs
@@ -43,7 +50,7 @@ def find_shards(corpus: Sequence[str]) -> list[Shard]:
     """
     found: dict[str, Shard] = {}
     for item in corpus:
-        for shard in _shards_of(absolute(item)):
+        for shard in _shards_of(absolute(item), storage):
             found.setdefault(_place(shard.path), shard)
     if not found:
         raise CorpusError("--corpus names no shard; give files, folders or globs")
@@ -56,19 +63,12 @@ def _place(path: str) -> str:
     return path if "://" in local else str(Path(local).resolve())
 
 
-def _shards_of(item: str) -> list[Shard]:
-    store, path = filesystem(item)
+def _shards_of(item: str, storage: StorageSettings) -> list[Shard]:
+    store, path = filesystem(item, storage)
     scheme = item.partition("://")[0] + "://" if "://" in item else ""
     try:
-        if store.isfile(path):
-            infos, named = [store.info(path)], True
-        elif store.isdir(path):
-            infos, named = list(store.find(path, detail=True).values()), False
-            infos = [i for i in infos if not _hidden(i["name"], path)]
-        elif any(c in path for c in "*?["):
-            infos, named = _matches(store, path), True
-        else:
-            raise CorpusError(f"{item}: no such file or folder; check --corpus")
+        with storage_errors(item, "listing the corpus", CorpusError):
+            infos, named = _infos(store, path, item)
     except PermissionError as error:
         raise CorpusError(f"{item}: can't be listed ({error}); check its permissions") from None
     if not infos:
@@ -87,6 +87,24 @@ def _shards_of(item: str) -> list[Shard]:
             "%s: passed over %d files that aren't shards, %s first", item, len(other), other[0]
         )
     return [Shard(f"{scheme}{info['name']}", int(info["size"])) for info in readable]
+
+
+def _infos(store: Any, path: str, item: str) -> tuple[list[dict[str, Any]], bool]:
+    """What a file, folder or glob stands for; and whether it was named, not found in a folder."""
+    # One listing answers for a folder on S3: of 10,000 shards, ten requests.
+    found = store.find(path, detail=True)
+    if path.rstrip("/") in found:
+        return [store.info(path)], True
+    if found:
+        infos = found.values()
+        return [
+            i for i in infos if not (i["name"].endswith("/") or _hidden(i["name"], path))
+        ], False
+    if store.isdir(path):
+        return [], False
+    if any(c in path for c in "*?["):
+        return _matches(store, path), True
+    raise CorpusError(f"{item}: no such file or folder; check --corpus")
 
 
 def _matches(store: Any, pattern: str) -> list[dict[str, Any]]:
@@ -108,17 +126,46 @@ def _hidden(name: str, below: str) -> bool:
 
 ROWS_FOR_A_LOOK = 64
 
+BAD_FOR_A_LOOK = 8
+"""Bad shards of a format in a row after which it isn't the shards but what we look for in them."""
 
-def look_at(shards: Sequence[Shard], columns: CorpusColumns, kept: Sequence[pa.Field]) -> None:
+
+def look_at(
+    shards: Sequence[Shard],
+    columns: CorpusColumns,
+    kept: Sequence[pa.Field],
+    storage: StorageSettings,
+    *,
+    reject: bool = False,
+) -> None:
     """Read the first rows of the first shard of each format: a wrong column is then found at once.
+
+    Args:
+        shards: of the corpus.
+        columns: what is looked for.
+        kept: the kept columns.
+        storage: where S3 is.
+        reject: whether bad shards may be passed over, as long as a good one comes soon.
 
     Raises:
         CorpusError: what reading that shard raises.
     """
-    first_of = {shard_format(shard.path): shard for shard in reversed(shards)}
-    for shard in first_of.values():
-        with contextlib.closing(read_shard(shard, 0, columns, kept, ROWS_FOR_A_LOOK)) as windows:
-            next(windows)
+    for form in dict.fromkeys(shard_format(shard.path) for shard in shards):
+        fault: BadShard | None = None
+        for shard in [s for s in shards if shard_format(s.path) == form][:BAD_FOR_A_LOOK]:
+            windows = read_shard(shard, 0, columns, kept, ROWS_FOR_A_LOOK, storage)
+            try:
+                with contextlib.closing(windows):
+                    next(windows)
+            except BadShard as error:
+                fault = fault or error
+                if not reject:
+                    break
+            else:
+                fault = None
+                break
+        if fault is not None:
+            raise fault
 
 
 class Corpus(Protocol):
@@ -145,6 +192,8 @@ class ShardedCorpus:
     shards: Sequence[Shard]
     columns: CorpusColumns
     kept: Sequence[pa.Field]
+    storage: StorageSettings = StorageSettings()
+    on_bad_shard: OnBadShard = "fail"
 
     @property
     def bytes(self) -> int:
@@ -157,17 +206,28 @@ class ShardedCorpus:
             {"number": i, "path": shard.path, "bytes": shard.bytes}
             for i, shard in enumerate(self.shards)
         ]
-        return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        tasks = ray.data.from_items(items, override_num_blocks=self._tasks(pool))
+        return tasks.map_batches(
             read_shards,
             fn_kwargs={
                 "columns": self.columns,
                 "kept": tuple(self.kept),
                 "window_rows": pool.window_rows,
+                "storage": self.storage,
+                "on_bad_shard": self.on_bad_shard,
             },
-            batch_size=1,
+            batch_size=None,
             batch_format="pyarrow",
             num_cpus=pool.task_cpus,
         )
+
+    def _tasks(self, pool: Pool) -> int:
+        """Reading tasks: one a shard, or fewer where shards are small and many.
+
+        A task costs Ray some 10 ms: 10,000 shards of a few kilobytes would cost minutes.
+        """
+        enough = max(TASKS_PER_ENCODER * pool.encoders, -(-self.bytes // BYTES_PER_TASK))
+        return max(1, min(len(self.shards), enough))
 
     def shard_name(self, number: int) -> str:
         """The shard's path."""
@@ -175,13 +235,29 @@ class ShardedCorpus:
 
 
 def read_shards(
-    block: pa.Table, columns: CorpusColumns, kept: Sequence[pa.Field], window_rows: int
+    block: pa.Table,
+    columns: CorpusColumns,
+    kept: Sequence[pa.Field],
+    window_rows: int,
+    storage: StorageSettings = StorageSettings(),
+    on_bad_shard: OnBadShard = "fail",
 ) -> Iterator[pa.Table]:
-    """Yield the windows of the shards that `block` lists (number, path, bytes)."""
+    """Yield the windows of the shards that `block` lists (number, path, bytes).
+
+    Raises:
+        BadShard: a shard can't be read to its end, unless it is to be rejected.
+    """
     keep_ray_data_quiet()
     for item in block.to_pylist():
-        shard = Shard(item["path"], item["bytes"])
-        yield from read_shard(shard, item["number"], columns, kept, window_rows)
+        shard, rows = Shard(item["path"], item["bytes"]), 0
+        try:
+            for window in read_shard(shard, item["number"], columns, kept, window_rows, storage):
+                yield window
+                rows += len(window)
+        except BadShard as error:
+            if on_bad_shard == "fail":
+                raise
+            yield bad_shard_row(item["number"], rows, error, kept)
 
 
 @dataclass(frozen=True)

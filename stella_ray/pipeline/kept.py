@@ -10,12 +10,17 @@ from ray.data import Dataset
 from stella_ray.errors import SettingsError
 from stella_ray.pipeline.cells import CorpusColumns, check_columns
 from stella_ray.pipeline.lines import first_json_types
-from stella_ray.pipeline.shards import Shard, is_text, parquet_schema, reading, shard_format
+from stella_ray.pipeline.reading import reading
+from stella_ray.pipeline.shards import Shard, is_text, parquet_schema, shard_format
 from stella_ray.rows import RESERVED
+from stella_ray.storage import StorageSettings
 
 
 def kept_fields(
-    corpus: Sequence[Shard] | Dataset, columns: CorpusColumns, there: pa.Schema | None
+    corpus: Sequence[Shard] | Dataset,
+    columns: CorpusColumns,
+    there: pa.Schema | None,
+    storage: StorageSettings = StorageSettings(),
 ) -> list[pa.Field]:
     """The kept columns with their types: the table's own, else those of each format's first shard.
 
@@ -39,7 +44,7 @@ def kept_fields(
         seen = [_dataset_types(corpus, columns)]
     else:
         first_of = {shard_format(shard.path): shard for shard in reversed(corpus)}
-        seen = [_first_types(shard, columns) for shard in first_of.values()]
+        seen = [_first_types(shard, columns, storage) for shard in first_of.values()]
     out = []
     for name in columns.kept:
         kinds = [types[name] for types in seen if not pa.types.is_null(types[name])]
@@ -55,14 +60,16 @@ def _dataset_types(dataset: Dataset, columns: CorpusColumns) -> dict[str, pa.Dat
     return {name: _stored(schema.field(name).type) for name in columns.kept}
 
 
-def _first_types(shard: Shard, columns: CorpusColumns) -> dict[str, pa.DataType]:
+def _first_types(
+    shard: Shard, columns: CorpusColumns, storage: StorageSettings
+) -> dict[str, pa.DataType]:
     form, compression = shard_format(shard.path) or ("", None)
     if form == "csv":
         return dict.fromkeys(columns.kept, pa.string())
     if form == "jsonl":
-        with reading(shard.path, form) as file:
+        with reading(shard.path, form, storage) as file:
             return first_json_types(file, compression, columns.kept)
-    schema = parquet_schema(shard.path)
+    schema = parquet_schema(shard.path, storage)
     check_columns(shard.path, columns.all, schema.names)
     return {name: _stored(schema.field(name).type) for name in columns.kept}
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from stella_ray.rows import DOC_BYTES, KEY_BYTES
+from stella_ray.rows import DOC_BYTES, KEY_BYTES, TEXT_BYTES, chunk_keys
 from stella_ray.table.keys import KnownKeys
 
 _KEY = f"S{KEY_BYTES}"
+_TEXT = f"S{DOC_BYTES + TEXT_BYTES}"
+_SUMS = (
+    "rows_read", "truncated", "tokens", "padded_tokens", "shard_bytes", "read_seconds",
+    "encode_seconds", "write_seconds",
+)  # fmt: skip
 
 
 @dataclass
@@ -20,6 +26,7 @@ class Counts:
     rows_read: int = 0
     repeated: int = 0
     rejected: int = 0
+    bad_shards: int = 0
     truncated: int = 0
     tokens: int = 0
     padded_tokens: int = 0
@@ -33,11 +40,16 @@ class Counts:
 class Ledger:
     """Collects receipts; about 16 bytes a written row and one a known row.
 
+    Keys are those of table rows; counts are of documents, which have several rows in a table of
+    chunks. A document's rows have consecutive keys, the first of which is the document's own.
+
     Attributes:
         known: the keys that the run began with.
         counts: sums so far.
         pending: fragments that are written but not committed.
         pending_rows: their rows.
+        losers: keys of rows that lost their id to another row.
+        kept_unseen: documents that are kept though the corpus didn't show them.
     """
 
     known: KnownKeys
@@ -45,31 +57,35 @@ class Ledger:
     pending: list[str] = field(default_factory=list)
     pending_rows: int = 0
     losers: np.ndarray = field(default_factory=lambda: np.empty(0, _KEY))
+    kept_unseen: int = 0
 
     def __post_init__(self) -> None:
         self._seen = np.zeros(len(self.known.keys), bool)
         self._fresh: list[np.ndarray] = []
         self._refreshed: list[np.ndarray] = []
+        self._broken = np.empty(0, _TEXT)
+        self._broken_places: set[tuple[int, int, str]] = set()
         self._expected: np.ndarray | None = None
+
+    @property
+    def chunked(self) -> bool:
+        """Whether documents may have several rows."""
+        return self.known.chunks is not None
 
     def add(self, receipt: pa.Table) -> None:
         """Enter the receipts of written blocks."""
         self._expected = None
         for row in receipt.to_pylist():
             counts = self.counts
-            counts.rows_read += row["rows_read"]
+            for name in _SUMS:
+                setattr(counts, name, getattr(counts, name) + row[name])
             counts.repeated += row["repeated_rows"]
-            counts.rejected += len(row["rejects"])
-            counts.truncated += row["truncated"]
-            counts.tokens += row["tokens"]
-            counts.padded_tokens += row["padded_tokens"]
-            counts.shard_bytes += row["shard_bytes"]
-            counts.read_seconds += row["read_seconds"]
-            counts.encode_seconds += row["encode_seconds"]
-            counts.write_seconds += row["write_seconds"]
+            counts.bad_shards += len(row["bad_shards"])
+            self._count_rejects(row["rejects"], np.frombuffer(row["broken"], _KEY))
             seen = np.frombuffer(row["seen"], np.int64)
             distinct = np.unique(seen)
-            counts.repeated += len(seen) - int(np.count_nonzero(~self._seen[distinct]))
+            new = distinct[~self._seen[distinct]]
+            counts.repeated += self._documents_at(seen) - self._documents_at(new)
             self._seen[distinct] = True
             fresh, refreshed = (
                 np.frombuffer(row[k], _KEY) for k in ("fresh_keys", "refreshed_keys")
@@ -79,14 +95,32 @@ class Ledger:
             self.pending += row["fragments"]
             self.pending_rows += len(fresh) + len(refreshed)
 
+    def _count_rejects(self, rejects: list[dict[str, Any]], broken: np.ndarray) -> None:
+        """Count each rejected document once; the last rejects are those of `broken` chunks."""
+        plain = len(rejects) - len(broken)
+        self.counts.rejected += plain
+        self._broken = np.union1d(self._broken, text_parts(broken))
+        for one in rejects[plain:]:
+            place = (one["shard"], one["row"], one["doc_id"])
+            self.counts.rejected += not self.chunked or place not in self._broken_places
+            self._broken_places.add(place)
+
     def committed(self) -> None:
         """Note that what was pending is in the table."""
         self.pending, self.pending_rows = [], 0
 
+    def _documents_at(self, places: np.ndarray) -> int:
+        """How many documents the known rows at these places are; its rows come together."""
+        if self.known.chunks is None:
+            return len(places)
+        # A document of n rows counts as n times one n-th.
+        return round(float((1.0 / self.known.chunks[places]).sum()))
+
     @property
     def unchanged(self) -> int:
-        """Known rows that the corpus still has as they are."""
-        return len(np.setdiff1d(self.known.keys[self._seen], self.losers, assume_unique=True))
+        """Known documents that the corpus still has as they are."""
+        kept = self._seen & ~np.isin(self.known.keys, self.losers)
+        return self._documents_at(np.flatnonzero(kept)) - self.kept_unseen
 
     def written(self) -> np.ndarray:
         """The keys of all rows written in this run, as they came."""
@@ -96,39 +130,75 @@ class Ledger:
         """The keys that the finished table must hold: sorted, each once."""
         if self._expected is None:  # sorts every key, and the end of a run asks many times
             keys = np.unique(np.concatenate([self.known.keys[self._seen], self.written()]))
+            if len(self._broken):  # a document without one of its chunks must go whole
+                keys = keys[~np.isin(text_parts(keys), self._broken)]
             self._expected = np.setdiff1d(keys, self.losers, assume_unique=True)
         return self._expected
 
+    def documents(self) -> int:
+        """Documents that the finished table must hold."""
+        keys = self.expected()
+        return int(first_rows(keys).sum()) if self.chunked else len(keys)
+
     def doubled_documents(self) -> np.ndarray:
-        """The document parts (S7) of more than one key: ids that may stand for several texts."""
-        docs = document_parts(self.expected())
+        """The document parts (S7) of more than one text or kept column: ids that may be doubled."""
+        keys = self.expected()
+        docs = document_parts(keys[first_rows(keys)] if self.chunked else keys)
         return np.unique(docs[1:][docs[1:] == docs[:-1]])
 
     def strike(self, losing_keys: list[bytes]) -> None:
-        """Strike rows that lost their id to another off the books; one key for each such row."""
-        self._expected = None
-        self.losers = np.unique(np.array(losing_keys, _KEY))
-        self.counts.rejected += len(losing_keys)
+        """Strike documents that lost their id to another off the books; a key for each such row."""
+        losing = np.array(losing_keys, _KEY)
+        distinct = np.unique(losing)
+        keys = self.expected()
+        document = np.cumsum(first_rows(keys)) if self.chunked else np.arange(len(keys))
+        of_losers = np.isin(document, document[np.isin(keys, distinct)])
+        self.losers, self._expected = keys[of_losers], None
+        self.counts.rejected += len(losing)
         # A losing row that came several times was counted as a repeat of itself.
-        self.counts.repeated -= len(losing_keys) - len(self.losers)
+        self.counts.repeated -= len(losing) - len(distinct)
+
+    def keep_unseen(self) -> int:
+        """Keep the known documents that the corpus didn't show; replaced texts go all the same.
+
+        Returns:
+            How many documents are kept so.
+        """
+        unseen = ~np.isin(document_parts(self.known.keys), document_parts(self.expected()))
+        kept = self._documents_at(np.flatnonzero(unseen))
+        self._seen |= unseen
+        self.kept_unseen, self._expected = kept, None
+        return kept
 
     @property
     def repeated(self) -> int:
-        """Rows that are the same in all as another one."""
-        written = self.written()
-        return self.counts.repeated + len(written) - len(np.unique(written))
+        """Rows of the corpus that are the same in all as another one."""
+        documents = self._documents_of([*self._fresh, *self._refreshed])
+        return self.counts.repeated + len(documents) - len(np.unique(documents))
 
     def embedded_and_refreshed(self) -> tuple[int, int]:
-        """Distinct rows of this run that stay: embedded ones, and ones that kept their vector."""
+        """Documents of this run that stay: embedded ones, and ones that kept their vectors."""
         keep = self.expected()
-        fresh = np.unique(np.concatenate([np.empty(0, _KEY), *self._fresh]))
-        refreshed = np.unique(np.concatenate([np.empty(0, _KEY), *self._refreshed]))
-        return int(np.isin(fresh, keep).sum()), int(np.isin(refreshed, keep).sum())
+        fresh, refreshed = (
+            np.isin(np.unique(self._documents_of(keys)), keep).sum()
+            for keys in (self._fresh, self._refreshed)
+        )
+        return int(fresh), int(refreshed)
+
+    def _documents_of(self, written: list[np.ndarray]) -> np.ndarray:
+        """The documents' own keys among those of written rows, as often as they were written."""
+        keys = np.concatenate([np.empty(0, _KEY), *written])
+        if not self.chunked:
+            return keys
+        keys = keys[~np.isin(text_parts(keys), self._broken)]
+        distinct = np.unique(keys)
+        return keys[np.isin(keys, distinct[first_rows(distinct)])]
 
     def one_commit_is_enough(self) -> bool:
         """Whether every written row stays, so that only rows known before may have to go."""
         written = self.written()
-        return not len(self.losers) and len(np.unique(written)) == len(written)
+        fine = not len(self.losers) and not (self.chunked and len(self._broken))
+        return fine and len(np.unique(written)) == len(written)
 
     def vanished_documents(self) -> tuple[int, int]:
         """Documents that were known and are in the corpus no more, and all that were known."""
@@ -136,14 +206,57 @@ class Ledger:
         now = np.unique(document_parts(self.expected()))
         return len(np.setdiff1d(before, now, assume_unique=True)), len(before)
 
+    def gone(self) -> int:
+        """Known documents that the finished table doesn't hold as they were."""
+        return self._documents_at(np.flatnonzero(~np.isin(self.known.keys, self.expected())))
+
     def doomed(self, there: KnownKeys) -> np.ndarray:
         """The addresses of rows in a version that must go: stale ones and repeats, uint64."""
         keep = np.isin(there.keys, self.expected())
+        if there is self.known:
+            # What this run wrote is not among them; the same key here is a rest of a killed run.
+            keep &= self._seen
         keep[1:] &= there.keys[1:] != there.keys[:-1]
         return there.addresses[~keep]
 
 
+MOST_SAMPLES = 512
+
+
+@dataclass
+class SampleBook:
+    """Rows that the encoders did a second time in float32, for the gate."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, samples: list[dict[str, Any]]) -> None:
+        """Enter a receipt's; `rows.SAMPLE`."""
+        self.rows += samples[: MOST_SAMPLES - len(self.rows)]
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Row keys, `S16` [rows], and vectors, float32 [rows, dim]."""
+        keys = np.array([row["row_key"] for row in self.rows], _KEY)
+        vectors = [np.asarray(row["vector"], np.float32) for row in self.rows]
+        return keys, np.stack(vectors) if vectors else np.empty((0, 0), np.float32)
+
+
 def document_parts(keys: np.ndarray) -> np.ndarray:
     """The part of each key that says which document it is, `S7`, in the order of the keys."""
+    return _parts(keys, DOC_BYTES)
+
+
+def text_parts(keys: np.ndarray) -> np.ndarray:
+    """The part of each key that says which document with which text it is, `S12`."""
+    return _parts(keys, DOC_BYTES + TEXT_BYTES)
+
+
+def first_rows(keys: np.ndarray) -> np.ndarray:
+    """Which of these sorted keys don't follow on the one before: each document's first, bool."""
+    if not len(keys):
+        return np.empty(0, bool)
+    return np.concatenate([[True], keys[1:] != chunk_keys(keys[:-1], np.ones(len(keys) - 1))])
+
+
+def _parts(keys: np.ndarray, count: int) -> np.ndarray:
     raw = np.ascontiguousarray(keys).view(np.uint8).reshape(len(keys), KEY_BYTES)
-    return np.ascontiguousarray(raw[:, :DOC_BYTES]).view(f"S{DOC_BYTES}").reshape(-1)
+    return np.ascontiguousarray(raw[:, :count]).view(f"S{count}").reshape(-1)

@@ -14,7 +14,7 @@ from typing import IO, Any
 import orjson
 import pyarrow as pa
 
-from stella_ray.errors import CorpusError
+from stella_ray.errors import BadShard
 from stella_ray.pipeline.cells import CorpusColumns, as_type, check_columns, not_utf8
 
 LONGEST_FIELD = 2**31 - 1
@@ -128,7 +128,7 @@ def read_jsonl(
     """Yield windows and the shard's bytes read so far; a row's number is its line's, from 0.
 
     Raises:
-        CorpusError: no line of the first window is an object, has a column, or has text where text
+        BadShard: no line of the first window is an object, has a column, or has text where text
             is expected.
     """
     lines, objects = Lines(), _Objects()
@@ -216,7 +216,7 @@ class _Objects:
 
     def check(self, path: str, columns: CorpusColumns) -> None:
         if not self.sound:
-            raise CorpusError(f"{path}: {self.fault}; expected one JSON object on each line")
+            raise BadShard(f"{path}: {self.fault}; expected one JSON object on each line")
         check_columns(path, columns.all, list(self.keys))
         for name, expected, wanted in (
             (columns.text, {str}, "text"),
@@ -225,7 +225,7 @@ class _Objects:
             types = self.types.get(name, set())
             if types and not types & expected:
                 found = ", ".join(sorted(_JSON_TYPES.get(kind, kind.__name__) for kind in types))
-                raise CorpusError(
+                raise BadShard(
                     f"{path}: column {name} is {found}, expected {wanted};"
                     " convert it, or name another column"
                 )
@@ -244,7 +244,7 @@ def read_csv(
     Quotes, commas and line ends in cells as RFC 4180 has them; UTF-8 with or without a mark.
 
     Raises:
-        CorpusError: a column is missing or doubled.
+        BadShard: a column is missing or doubled.
         csv.Error: the quotes don't match.
     """
     csv.field_size_limit(LONGEST_FIELD)

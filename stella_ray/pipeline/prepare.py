@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
+from stella_ray.encode.chunks import Chunks, chunk_texts
 from stella_ray.encode.hub import model_folder
 from stella_ray.encode.models import EncoderSpec
 from stella_ray.encode.tokens import TextTokenizer
@@ -21,11 +22,13 @@ from stella_ray.pipeline.ledger import document_parts
 from stella_ray.rows import (
     DOC_BYTES,
     FRESH,
+    KEY_BYTES,
     REFRESHED,
     REJECTED,
     REPEATED,
     TEXT_BYTES,
     UNCHANGED,
+    chunk_keys,
     key_array,
     prepared,
     row_keys,
@@ -42,6 +45,8 @@ class Preparation:
     spec: EncoderSpec
     digest: str
     """The fingerprint's digest, part of each row_key."""
+    chunk_overlap: int | None = None
+    """Tokens that a long document's chunks share with their neighbours; None: it is cut off."""
 
     @property
     def kept_names(self) -> list[str]:
@@ -53,7 +58,7 @@ def prepare(block: pa.Table, how: Preparation, known: KnownKeys) -> pa.Table:
     """Give every row its key and fate, and the fresh ones their token ids.
 
     1. Reject what can't be embedded. 2. Key each row. 3. Drop the text of what is known, mark what
-    was seen. 4. Tokenise the rest.
+    was seen. 4. Tokenise the rest, and make a row of each chunk of a long document.
 
     Args:
         block: of the schema `rows.source(how.kept)`.
@@ -61,38 +66,88 @@ def prepare(block: pa.Table, how: Preparation, known: KnownKeys) -> pa.Table:
         known: the table's keys.
 
     Returns:
-        A block of the schema `rows.prepared`, the same rows in the same order.
+        A block of the schema `rows.prepared`, the same rows in the same order; the chunks of a
+        document stand in its place.
     """
     reasons = _reasons(block)
     keys = row_keys(block, how.kept_names, how.digest)
-    fates, known_at = _fates(keys, reasons, known)
+    fates, known_at, known_rows = _fates(keys, reasons, known)
     fresh = np.flatnonzero(fates == FRESH)
     texts = block.column("text").take(pa.array(fresh)).to_pylist()
     tokenizer = _tokenizer(how.spec)
-    tokens = tokenizer(texts, how.spec.prefix_text(how.spec.prefix))
-    counts = np.zeros(len(block), np.int64)
-    counts[fresh] = tokens.lengths
-    truncated = np.zeros(len(block), bool)
-    truncated[fresh] = tokens.truncated
-    written = pa.array(np.isin(fates, (FRESH, REFRESHED)))
+    cut = _cut(tokenizer, texts, how)
+    tokens = cut.tokens
+    # Where each document's rows begin, and what each row's document is.
+    repeats = np.ones(len(block), np.int64)
+    repeats[fresh] = np.bincount(cut.document, minlength=len(fresh))
+    rows = np.repeat(np.arange(len(block)), repeats)
+    at = np.flatnonzero(fates[rows] == FRESH)
+
+    def spread(values: np.ndarray, default: int = 0) -> np.ndarray:
+        """A value for every row, from those of the fresh ones."""
+        out = np.full(len(rows), default, np.int64)
+        out[at] = values
+        return out
+
+    counts = spread(tokens.lengths)
     id_type = pa.from_numpy_dtype(tokenizer.id_type)
     token_ids = pa.ListArray.from_arrays(
         np.concatenate([[0], np.cumsum(counts)]).astype(np.int32), pa.array(tokens.values, id_type)
     )
+    numbers = spread(cut.number)
+    if len(rows) > len(block):
+        block, fates = block.take(pa.array(rows)), fates[rows]
+        known_at, known_rows = known_at[rows], known_rows[rows]
+        reasons = [reasons[i] for i in rows.tolist()]
+        own = chunk_keys(key_array(pa.table({"row_key": keys}))[rows], numbers)
+        keys = pa.FixedSizeBinaryArray.from_buffers(
+            pa.binary(KEY_BYTES), len(own), [None, pa.py_buffer(own.tobytes())]
+        )
     columns = {name: block.column(name) for name in block.column_names}
     if how.store_text:
-        columns["text"] = pc.if_else(written, columns["text"], pa.scalar(None, pa.string()))
+        columns["text"] = _stored_text(columns["text"], fates, texts, cut)
     columns |= {
         "row_key": keys,
         "fate": pa.array(fates, pa.string()),
         "reason": pa.array(reasons, pa.string()),
         "known_at": pa.array(known_at),
+        "known_rows": pa.array(known_rows, pa.int32()),
+        "chunk": pa.array(numbers, pa.int32()),
+        "chunks": pa.array(spread(repeats[fresh][cut.document]), pa.int32()),
+        "chunk_start": pa.array(spread(cut.start), pa.int32()),
+        "chunk_end": pa.array(spread(cut.end), pa.int32()),
         "token_ids": token_ids,
         "n_tokens": pa.array(counts, pa.int32()),
-        "truncated": pa.array(truncated),
+        "truncated": pa.array(spread(tokens.truncated).astype(bool)),
     }
     schema = prepared(how.kept, how.store_text, id_type)
     return pa.table({name: columns[name] for name in schema.names}, schema=schema)
+
+
+def _cut(tokenizer: TextTokenizer, texts: list[str], how: Preparation) -> Chunks:
+    """The texts' tokens: a chunk a text, or several for a long one."""
+    prefix = how.spec.prefix_text(how.spec.prefix)
+    if how.chunk_overlap is not None:
+        return chunk_texts(tokenizer, texts, prefix, how.chunk_overlap)
+    zeros = np.zeros(len(texts), np.int32)
+    lengths = np.fromiter(map(len, texts), np.int32, len(texts))
+    return Chunks(tokenizer(texts, prefix), np.arange(len(texts)), zeros, zeros, lengths)
+
+
+def _stored_text(
+    column: pa.ChunkedArray, fates: np.ndarray, texts: list[str], cut: Chunks
+) -> pa.Array:
+    """The text that each row stores: of known rows none, of chunks their own part."""
+    if len(cut.document) == len(texts):
+        return pc.if_else(pa.array(fates == FRESH), column, pa.scalar(None, pa.string()))
+    out = np.full(len(fates), None, object)
+    out[fates == FRESH] = [
+        texts[i][start:end]
+        for i, start, end in zip(
+            cut.document.tolist(), cut.start.tolist(), cut.end.tolist(), strict=True
+        )
+    ]
+    return pa.array(out, pa.string())
 
 
 def sound_rows(block: pa.Table) -> pa.Table:
@@ -127,20 +182,21 @@ def _reasons(block: pa.Table) -> list[str | None]:
 
 def _fates(
     keys: pa.Array, reasons: list[str | None], known: KnownKeys
-) -> tuple[np.ndarray, np.ndarray]:
-    """Each row's fate and, where the table has its text, the position among the known keys."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each row's fate; where the table has its text, the place and number of its rows there."""
     own = key_array(pa.table({"row_key": keys}))
-    exact = known.find(own)
-    same_text = known.find(own, DOC_BYTES + TEXT_BYTES)
+    exact, exact_rows = known.find_documents(own)
+    same_text, same_text_rows = known.find_documents(own, DOC_BYTES + TEXT_BYTES)
     known_at = np.where(exact >= 0, exact, same_text)
+    known_rows = np.where(exact >= 0, exact_rows, same_text_rows)
     fates = np.where(exact >= 0, UNCHANGED, np.where(same_text >= 0, REFRESHED, FRESH))
     rejected = np.array([reason is not None for reason in reasons], bool)
     first = np.zeros(len(own), bool)
     sound = np.flatnonzero(~rejected)
     first[sound[np.unique(own[sound], return_index=True)[1]]] = True
     fates = np.where(rejected, REJECTED, np.where(first, fates, REPEATED)).astype(object)
-    known_at = np.where(np.isin(fates, (UNCHANGED, REFRESHED)), known_at, -1)
-    return fates, known_at
+    there = np.isin(fates, (UNCHANGED, REFRESHED))
+    return fates, np.where(there, known_at, -1), np.where(there, known_rows, 0)
 
 
 @functools.lru_cache(maxsize=2)

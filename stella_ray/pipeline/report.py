@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import platform
 import sys
 import time
@@ -14,7 +15,9 @@ from types import TracebackType
 from typing import IO, Any
 
 from stella_ray.pipeline.ledger import Counts
-from stella_ray.storage import filesystem, write_json
+from stella_ray.storage import StorageSettings, filesystem, write_json
+
+log = logging.getLogger(__name__)
 
 PACKAGES = (
     "stella-ray",
@@ -35,10 +38,12 @@ SECONDS_PER_LINE = 10.0
 class RunReport:
     """Everything that report.json holds.
 
-    The rows add up: rows_read = embedded + unchanged + rejected + repeated, and
-    table_rows = embedded + unchanged. `refreshed` rows (kept columns changed, vector kept) are
+    The documents add up: rows_read = embedded + unchanged + rejected + repeated, and
+    table_documents = embedded + unchanged + kept_unseen. `table_rows` is the same number, or more
+    where long documents have several rows. `refreshed` rows (kept columns changed, vector kept) are
     among the unchanged ones; `repeated` rows are the same in all as another; `replaced` counts old
-    rows of changed documents, `deleted` documents that are gone from the corpus.
+    versions of changed documents, `deleted` documents that are gone from the corpus. Where
+    `bad_shards` were rejected nothing counts as gone: `kept_unseen` documents of the table stay.
     """
 
     run_id: str
@@ -54,10 +59,16 @@ class RunReport:
     rejected: int = 0
     deleted: int = 0
     replaced: int = 0
+    bad_shards: int = 0
+    kept_unseen: int = 0
     truncated: int = 0
     tokens: int = 0
     padded_tokens: int = 0
+    table_documents: int = 0
     table_rows: int = 0
+    gate: list[dict[str, Any]] = field(default_factory=list)
+    cleaned_versions: int = 0
+    cleaned_bytes: int = 0
     version: int | None = None
     live_before: int | None = None
     pool: str = ""
@@ -81,15 +92,25 @@ class RunReport:
 
     def count(self, counts: Counts) -> None:
         """Take over the receipts' sums; read, encode and write seconds are the workers', summed."""
-        for name in ("rows_read", "repeated", "rejected", "truncated", "tokens", "padded_tokens"):
+        for name in (
+            *("rows_read", "repeated", "rejected", "bad_shards"),
+            *("truncated", "tokens", "padded_tokens"),
+        ):
             setattr(self, name, getattr(counts, name))
         for name in ("read", "encode", "write"):
             self.seconds[name] = round(getattr(counts, f"{name}_seconds"), 3)
 
-    def save(self, *places: str) -> None:
-        """Write report.json to each place."""
+    def save(self, *places: str, storage: StorageSettings = StorageSettings()) -> None:
+        """Write report.json to each place; one that can't be written is a word in the log.
+
+        A full disk or a store that is away has its own error already, which must not be hidden.
+        """
         for place in places:
-            write_json(place, asdict(self))
+            try:
+                write_json(place, asdict(self), storage)
+            except Exception as error:
+                reason = " ".join(str(error).split())[:200]
+                log.warning("%s: the report could not be written (%s)", place, reason)
 
     def __str__(self) -> str:
         """The summary for people, a few lines."""
@@ -101,10 +122,24 @@ class RunReport:
             + f", {self.rejected:,} rejected"
             + (f", {self.repeated:,} repeated" if self.repeated else "")
             + f"; {self.deleted:,} deleted",
+            *(
+                [
+                    f"{self.bad_shards:,} bad shards were passed over, so nothing was deleted:"
+                    f" {self.kept_unseen:,} documents that weren't seen stay"
+                ]
+                if self.bad_shards
+                else []
+            ),
             f"{self.tokens:,} tokens, {padding:.1%} padding,"
             f" {self.truncated:,} documents cut at max_tokens,"
             f" {self.tokens_per_second:,.0f} tokens/s",
-            f"table {self.table}: {self.table_rows:,} rows, version {self.version}"
+            f"table {self.table}: "
+            + (
+                f"{self.table_documents:,} documents in "
+                if self.table_rows != self.table_documents
+                else ""
+            )
+            + f"{self.table_rows:,} rows, version {self.version}"
             + (f" is live (was {self.live_before})" if self.outcome == "published" else ""),
         ]
         if self.rejects:
@@ -169,15 +204,16 @@ def _duration(seconds: float) -> str:
 class RejectsFile:
     """Rejects as JSON lines (shard, row, id, reason), opened with the first one."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, storage: StorageSettings = StorageSettings()) -> None:
         self.uri = uri
+        self.storage = storage
         self.count = 0
         self._file: IO[str] | None = None
 
     def add(self, shard: str, row: int, doc_id: str | None, reason: str) -> None:
         """Write one; `row` counts from 0, -1 where the corpus knows no places."""
         if self._file is None:
-            store, path = filesystem(self.uri)
+            store, path = filesystem(self.uri, self.storage)
             store.makedirs(store._parent(path), exist_ok=True)
             self._file = store.open(path, "w", encoding="utf-8")
         line = {"shard": shard, "row": row, "id": doc_id, "reason": reason}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,16 +14,22 @@ import ray.data
 from ray.data.exceptions import ExecutionTimeoutError
 
 from stella_ray.encode.models import EncoderSettings
-from stella_ray.errors import IncompleteRun, stella_error_in
+from stella_ray.errors import IncompleteRun, TableError, stella_error_in
 from stella_ray.pipeline.cluster import Pool, PoolSettings, configure_data
 from stella_ray.pipeline.corpus import Corpus
 from stella_ray.pipeline.embed import doubled_rows, receipts
-from stella_ray.pipeline.ledger import Ledger
+from stella_ray.pipeline.ledger import Ledger, SampleBook
 from stella_ray.pipeline.prepare import Preparation
 from stella_ray.pipeline.report import Progress, RejectsFile, RunReport
-from stella_ray.table.index import tidy
-from stella_ray.table.publish import LIVE, publish, verify
+from stella_ray.table.gate import GateSettings, check_gate, refuse
+from stella_ray.table.index import IndexSettings, tidy
+from stella_ray.table.lock import TableLock
+from stella_ray.table.publish import LIVE, passed, publish
 from stella_ray.table.vectors import VectorTable
+from stella_ray.table.versions import clean, clean_runs
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,14 +38,16 @@ class Guards:
 
     max_delete_fraction: float
     max_reject_fraction: float
+    gate: GateSettings = field(default_factory=GateSettings)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """A corpus on its way into a table.
 
-    `execute`: 1. read the known keys. 2. Embed and commit what is new. 3. Settle doubled ids.
-    4. Check the guards. 5. Delete what is stale with the last commit. 6. Tidy, verify, publish.
+    `execute`: 1. clean up after dead runs. 2. Read the known keys. 3. Embed and commit what is new.
+    4. Settle doubled ids. 5. Check the guards. 6. Delete what is stale with the last commit.
+    7. Compact and index. 8. Check the candidate at the gate. 9. Publish it. 10. Drop old versions.
     """
 
     corpus: Corpus
@@ -48,8 +57,12 @@ class Run:
     settings: PoolSettings
     pool: Pool
     guards: Guards
+    index: IndexSettings
+    keep_runs: int
+    lock: TableLock
     report: RunReport
     rejects: RejectsFile
+    samples: SampleBook = field(default_factory=SampleBook)
 
     def execute(self) -> None:
         """Do all of it.
@@ -59,11 +72,14 @@ class Run:
             StellaError: a shard, the encoder or the table failed; likewise.
         """
         configure_data(self.pool, ray.data.DataContext.get_current())
+        self._clean()
         with self.report.stage("known"):
             ledger = Ledger(self.table.known())
         try:
             self._embed(ledger)
             self._settle_doubled(ledger)
+            if ledger.counts.bad_shards:  # what isn't seen may be in them
+                ledger.keep_unseen()
             self._check_guards(ledger)
             self._last_commit(ledger)
         except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
@@ -72,6 +88,23 @@ class Run:
             self._commit(ledger)  # whatever went wrong, what is written is kept
             self._fill_report(ledger)
         self._publish(ledger)
+        self._clean()
+
+    def _clean(self) -> None:
+        """Drop what dead runs left and what no reader needs any more.
+
+        What can't be removed tonight is no reason to fail: the next run tries again.
+        """
+        with self.report.stage("clean"):
+            self.lock.assure()
+            try:
+                cleaned = clean(self.table, self.keep_runs)
+                clean_runs(self.table)
+            except TableError as error:
+                log.warning("old versions stay for now: %s", error)
+                return
+        self.report.cleaned_versions += cleaned.versions
+        self.report.cleaned_bytes += cleaned.bytes
 
     def _embed(self, ledger: Ledger) -> None:
         target: dict[str, Any] = {
@@ -79,6 +112,7 @@ class Run:
             "schema": self.table.dataset.schema.remove_metadata(),
             "run_id": self.report.run_id,
             "known": ray.put(ledger.known),
+            "storage": self.table.storage,
         }
         progress = Progress(self.corpus.bytes)
         last_commit = began = time.monotonic()
@@ -87,7 +121,7 @@ class Run:
                 if "first_receipt" not in self.report.seconds:
                     self.report.add_seconds("first_receipt", time.monotonic() - began)
                 ledger.add(receipt)
-                self._reject(receipt)
+                self._note(receipt)
                 late = time.monotonic() - last_commit >= self.settings.seconds_per_commit
                 if ledger.pending_rows >= self.settings.rows_per_commit or late:
                     self._commit(ledger)
@@ -97,14 +131,18 @@ class Run:
             progress.close()
             self.report.add_seconds("embed", time.monotonic() - began)
 
-    def _reject(self, receipt: pa.Table) -> None:
-        for row in receipt.select(["rejects"]).to_pylist():
-            for one in row["rejects"]:
+    def _note(self, receipt: pa.Table) -> None:
+        for row in receipt.select(["rejects", "bad_shards", "samples"]).to_pylist():
+            self.samples.add(row["samples"])
+            for one in row["rejects"] + row["bad_shards"]:
                 shard = self.corpus.shard_name(one["shard"])
                 self.rejects.add(shard, one["row"], one["doc_id"], one["reason"])
 
     def _commit(self, ledger: Ledger) -> None:
+        if not ledger.pending:
+            return
         with self.report.stage("commit"):
+            self.lock.assure()
             self.table.commit(ledger.pending)
         ledger.committed()
 
@@ -155,6 +193,7 @@ class Run:
     def _last_commit(self, ledger: Ledger) -> None:
         """Add the last fragments and delete the stale rows, in one version where that can be."""
         with self.report.stage("commit"):
+            self.lock.assure()
             there = ledger.known
             if not ledger.one_commit_is_enough():
                 self.table.commit(ledger.pending)
@@ -164,15 +203,23 @@ class Run:
             ledger.committed()
 
     def _publish(self, ledger: Ledger) -> None:
-        report = self.report
-        if self.table.version != self.table.tagged().get(LIVE):
-            with report.stage("tidy"):
-                tidy(self.table)
-        with report.stage("verify"):
-            expected = ledger.expected()
-            verify(self.table, expected)
-        report.live_before = publish(self.table)
-        report.version, report.table_rows = self.table.version, len(expected)
+        report, table = self.report, self.table
+        live = table.tagged().get(LIVE)
+        report.table_documents, report.table_rows = ledger.documents(), len(ledger.expected())
+        with report.stage("index"):
+            self.lock.assure()
+            tidy(table, self.index)
+        report.version, report.live_before = table.version, live
+        if table.version != live:
+            with report.stage("gate"):
+                # A version that was promoted by force was never checked.
+                checked = live if live in passed(table.tagged()) else None
+                samples = self.samples.arrays()
+                checks = check_gate(table, ledger.expected(), samples, self.guards.gate, checked)
+            report.gate = [asdict(check) for check in checks]
+            refuse(table, checks)
+            self.lock.assure()
+            publish(table, report.run_id)
         report.outcome = "published"
 
     def _fill_report(self, ledger: Ledger) -> None:
@@ -180,8 +227,8 @@ class Run:
         report.count(ledger.counts)
         report.embedded, report.refreshed = ledger.embedded_and_refreshed()
         report.unchanged = ledger.unchanged + report.refreshed
-        report.repeated = ledger.repeated
-        report.replaced = len(np.setdiff1d(ledger.known.keys, ledger.expected())) - report.deleted
+        report.repeated, report.kept_unseen = ledger.repeated, ledger.kept_unseen
+        report.replaced = ledger.gone() - report.deleted
         report.rejects = self.rejects.uri if self.rejects.count else None
         spent = report.seconds.get("embed", 0.0)
         report.tokens_per_second = round(report.tokens / spent, 1) if spent else 0.0

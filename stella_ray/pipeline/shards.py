@@ -1,23 +1,20 @@
 """Reading one shard: parquet, jsonl or csv, each row with its place, each fault with its reason.
 
 Our own readers, because Ray's merge files, don't know a row's number and die of one bad line. What
-is wrong with a whole shard raises `CorpusError`; what is wrong with a row becomes its `reason`.
+is wrong with a whole shard raises `BadShard`; what is wrong with a row becomes its `reason`.
 """
 
 from __future__ import annotations
 
-import csv
 import time
-import zlib
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stella_ray.errors import CorpusError, StellaError
+from stella_ray.errors import BadShard
 from stella_ray.pipeline.cells import (
     CorpusColumns,
     as_type,
@@ -26,8 +23,9 @@ from stella_ray.pipeline.cells import (
     valid_utf8,
 )
 from stella_ray.pipeline.lines import read_csv, read_jsonl
+from stella_ray.pipeline.reading import reading
 from stella_ray.rows import check, source
-from stella_ray.storage import filesystem
+from stella_ray.storage import StorageSettings
 
 FORMATS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
@@ -53,7 +51,12 @@ def shard_format(path: str) -> tuple[str, str | None] | None:
 
 
 def read_shard(
-    shard: Shard, number: int, columns: CorpusColumns, kept: Sequence[pa.Field], window_rows: int
+    shard: Shard,
+    number: int,
+    columns: CorpusColumns,
+    kept: Sequence[pa.Field],
+    window_rows: int,
+    storage: StorageSettings = StorageSettings(),
 ) -> Generator[pa.Table, None, None]:
     """Yield a shard's rows in windows of the schema `rows.source(kept)`, in constant memory.
 
@@ -63,16 +66,18 @@ def read_shard(
         columns: which columns to read.
         kept: the kept columns as the table has them.
         window_rows: rows of a window at most.
+        storage: where S3 is.
 
     Raises:
-        CorpusError: the shard can't be read, is empty, lacks a column, or its text isn't text.
+        CorpusError: the store doesn't give it.
+        BadShard: the shard can't be read, is empty, lacks a column, or its text isn't text.
     """
     form, compression = shard_format(shard.path) or ("unknown", None)
     if not shard.bytes:
         raise empty_shard(shard.path)
     rows = bytes_before = 0
     began = time.perf_counter()
-    with reading(shard.path, form) as file:
+    with reading(shard.path, form, storage, shard.bytes) as file:
         if form == "parquet":
             windows = _read_parquet(shard, file, columns, kept, window_rows)
         else:
@@ -89,27 +94,24 @@ def read_shard(
         raise empty_shard(shard.path)
 
 
-@contextmanager
-def reading(path: str, form: str) -> Iterator[IO[bytes]]:
-    """Open a shard; whatever goes wrong while it is read names it.
+def bad_shard_row(
+    number: int, rows_before: int, error: BadShard, kept: Sequence[pa.Field]
+) -> pa.Table:
+    """A shard that can't be read, or not to its end, as one row of the schema `rows.source`.
 
-    Raises:
-        CorpusError: the shard is gone, unreadable or not of its format.
+    Its row is -1, which no real row has; the reason says what is wrong.
     """
-    store, inner = filesystem(path)
-    try:
-        with store.open(inner, "rb") as file:
-            yield file
-    except StellaError:
-        raise
-    except FileNotFoundError:
-        raise CorpusError(f"{path}: the shard is gone; it was there when the run began") from None
-    except (OSError, EOFError, zlib.error, pa.ArrowException, csv.Error, UnicodeError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise CorpusError(
-            f"{path}: can't be read as {form} ({reason}); expected a whole file of that format,"
-            " so export it again or take it out of the corpus"
-        ) from None
+    read = f"; its first {rows_before:,} rows were read" if rows_before else ""
+    window = pa.table(
+        {
+            "row": pa.array([-1], pa.int64()),
+            "doc_id": pa.array([None], pa.string()),
+            "text": pa.array([None], pa.string()),
+            **{field.name: pa.nulls(1, field.type) for field in kept},
+            "reason": pa.array([f"the shard is bad: {error}{read}"], pa.string()),
+        }
+    )
+    return _in_source_order(window, number, kept, 0.0, 0.0)
 
 
 def arrow_rows(
@@ -118,7 +120,7 @@ def arrow_rows(
     """Rows that are in memory already, checked as a parquet shard's are; they have no place (-1).
 
     Raises:
-        CorpusError: a column is missing, or the text isn't text.
+        BadShard: a column is missing, or the text isn't text.
     """
     check_columns(where, columns.all, block.column_names)
     check_types(where, block.schema, columns)
@@ -177,16 +179,16 @@ def check_types(path: str, schema: pa.Schema, columns: CorpusColumns) -> None:
     """Check that the text is text, and the id text or an integer.
 
     Raises:
-        CorpusError: names the file, the column, its type and what was expected.
+        BadShard: names the file, the column, its type and what was expected.
     """
     text, doc_id = (_plain(schema.field(name).type) for name in (columns.text, columns.doc_id))
     if not is_text(text) and not pa.types.is_null(text):
-        raise CorpusError(
+        raise BadShard(
             f"{path}: column {columns.text} is {text}, expected text (string);"
             " convert it, or name another with --text_column"
         )
     if not is_text(doc_id) and not pa.types.is_integer(doc_id) and not pa.types.is_null(doc_id):
-        raise CorpusError(
+        raise BadShard(
             f"{path}: column {columns.doc_id} is {doc_id}, expected text or integers as ids;"
             " convert it, or name another with --doc_id_column"
         )
@@ -228,11 +230,11 @@ def _decoded(column: pa.Array) -> pa.Array:
     return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
 
 
-def parquet_schema(path: str) -> pa.Schema:
+def parquet_schema(path: str, storage: StorageSettings = StorageSettings()) -> pa.Schema:
     """A parquet shard's columns, from its footer.
 
     Raises:
         CorpusError: it can't be read.
     """
-    with reading(path, "parquet") as file:
+    with reading(path, "parquet", storage) as file:
         return pq.ParquetFile(file).schema_arrow

@@ -11,14 +11,32 @@ import pyarrow.compute as pc
 
 from stella_ray.pipeline.cluster import keep_ray_data_quiet
 from stella_ray.pipeline.prepare import resolved
-from stella_ray.rows import FRESH, RECEIPT, REFRESHED, REJECTED, REPEATED, UNCHANGED, key_array
+from stella_ray.rows import (
+    FRESH,
+    KEY_BYTES,
+    RECEIPT,
+    REFRESHED,
+    REJECTED,
+    REPEATED,
+    UNCHANGED,
+    chunk_keys,
+    key_array,
+)
+from stella_ray.storage import StorageSettings
 from stella_ray.table.fragments import rows_at, write_rows
 
 UNIT = 1e-3
 """How far a vector's norm may be from 1."""
 
 
-def write(block: pa.Table, uri: str, schema: pa.Schema, run_id: str, known: Any) -> pa.Table:
+def write(
+    block: pa.Table,
+    uri: str,
+    schema: pa.Schema,
+    run_id: str,
+    known: Any,
+    storage: StorageSettings = StorageSettings(),
+) -> pa.Table:
     """Write the fresh and refreshed rows of an embedded block as fragments; returns the receipt.
 
     A vector that isn't finite and of length 1 is never written: its row is rejected.
@@ -26,50 +44,98 @@ def write(block: pa.Table, uri: str, schema: pa.Schema, run_id: str, known: Any)
     keep_ray_data_quiet()
     began = time.perf_counter()
     fates = np.asarray(block.column("fate").to_pylist(), object)
+    at, counts = (block.column(name).to_numpy() for name in ("known_at", "known_rows"))
     fresh = block.take(np.flatnonzero(fates == FRESH))
     dim = schema.field("vector").type.list_size
     vectors = _flat(fresh).to_numpy().reshape(-1, dim)
     with np.errstate(invalid="ignore", over="ignore"):
         sound = np.abs(np.linalg.norm(vectors.astype(np.float64), axis=1) - 1) <= UNIT
-    rejects = _rejects(block.take(np.flatnonzero(fates == REJECTED)), None)
-    rejects += _rejects(fresh.take(np.flatnonzero(~sound)), "the encoder gave no unit vector")
+    bad_shard = pc.and_(pc.less(block.column("row"), 0), pc.greater_equal(block.column("shard"), 0))
+    bad_shard = bad_shard.to_numpy()
+    # Rows that were refused before the encoder have no chunks; they come first in the receipt.
+    tokenised = block.column("chunks").to_numpy() > 0
+    refused = block.take(np.flatnonzero((fates == REJECTED) & ~bad_shard & ~tokenised))
+    failed = block.take(np.flatnonzero((fates == REJECTED) & tokenised))
+    unsound = fresh.take(np.flatnonzero(~sound))
+    rejects = _rejects(refused, None) + _rejects(failed, None)
+    rejects += _rejects(unsound, "the encoder gave no unit vector")
+    broken = np.concatenate([key_array(failed), key_array(unsound)])
     fresh, vectors = fresh.take(np.flatnonzero(sound)), vectors[sound]
-    refreshed = block.take(np.flatnonzero(fates == REFRESHED))
-    parts = []
+    parts, refreshed_keys = [], np.empty(0, f"S{KEY_BYTES}")
     if len(fresh):
         flat = pa.array(vectors.reshape(-1)).cast(schema.field("vector").type.value_type)
-        parts.append(
-            _with_vectors(fresh, pa.FixedSizeListArray.from_arrays(flat, dim), schema, run_id)
-        )
-    if len(refreshed):
-        keys = resolved(known)
-        at = keys.addresses[refreshed.column("known_at").to_numpy()]
-        old = rows_at(uri, keys.version, at, ["vector", "n_tokens", "truncated"])
-        for name in ("n_tokens", "truncated"):
-            refreshed = refreshed.set_column(
-                refreshed.schema.get_field_index(name), name, old[name]
-            )
-        parts.append(_with_vectors(refreshed, old["vector"].combine_chunks(), schema, run_id))
-    fragments = write_rows(pa.concat_tables(parts).combine_chunks(), uri) if parts else []
+        vector = pa.FixedSizeListArray.from_arrays(flat, dim)
+        parts.append(_table_rows(fresh, {"vector": vector}, schema, run_id))
+    if (fates == REFRESHED).any():
+        part = _refreshed(block, fates == REFRESHED, uri, schema, run_id, known, storage)
+        parts.append(part)
+        refreshed_keys = key_array(part)
+    whole = pa.concat_tables(parts).combine_chunks() if parts else None
+    fragments = write_rows(whole, uri, storage) if whole is not None else []
     total = {
         name: pc.sum(block.column(name)).as_py() or 0
         for name in ("padded_tokens", "shard_bytes", "read_seconds", "encode_seconds")
     }
     encoded = pc.greater(fresh.column("padded_tokens"), pa.scalar(0, pa.int32()))
+    seen = fates == UNCHANGED
     receipt = {
         "fragments": fragments,
-        "rows_read": len(block),
+        "rows_read": int(((block.column("chunk").to_numpy() == 0) & ~bad_shard).sum()),
         "truncated": pc.sum(fresh.column("truncated")).as_py() or 0,
         "tokens": pc.sum(fresh.column("n_tokens").filter(encoded)).as_py() or 0,
         **total,
         "write_seconds": time.perf_counter() - began,
         "repeated_rows": int((fates == REPEATED).sum()),
-        "seen": block.column("known_at").to_numpy()[fates == UNCHANGED].tobytes(),
+        "seen": ranges(at[seen], counts[seen]).tobytes(),
         "fresh_keys": key_array(fresh).tobytes(),
-        "refreshed_keys": key_array(refreshed).tobytes(),
+        "refreshed_keys": refreshed_keys.tobytes(),
+        "broken": broken.tobytes(),
         "rejects": rejects,
+        "bad_shards": _rejects(block.take(np.flatnonzero(bad_shard)), None),
+        "samples": _samples(fresh),
     }
     return pa.Table.from_pylist([receipt], schema=RECEIPT)
+
+
+def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The numbers start, start + 1, … of each range, one after another, int64."""
+    inside = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return (np.repeat(starts, counts) + inside).astype(np.int64)
+
+
+def _refreshed(
+    block: pa.Table,
+    which: np.ndarray,
+    uri: str,
+    schema: pa.Schema,
+    run_id: str,
+    known: Any,
+    storage: StorageSettings,
+) -> pa.Table:
+    """Rows whose kept columns alone changed: what the encoder made is read from the table."""
+    documents = block.take(np.flatnonzero(which))
+    at, counts = (documents.column(name).to_numpy() for name in ("known_at", "known_rows"))
+    there = resolved(known)
+    own = ("text", "vector", "n_tokens", "truncated", "chunk", "chunks", "chunk_start", "chunk_end")
+    names = [name for name in own if name in schema.names]
+    old = rows_at(uri, there.version, there.addresses[ranges(at, counts)], names, storage)
+    rows = documents.take(pa.array(np.repeat(np.arange(len(documents)), counts)))
+    new = {name: old.column(name).combine_chunks() for name in names}
+    if "chunk" in new:
+        keys = chunk_keys(key_array(rows), new["chunk"].to_numpy())
+        new["row_key"] = pa.FixedSizeBinaryArray.from_buffers(
+            pa.binary(KEY_BYTES), len(keys), [None, pa.py_buffer(keys.tobytes())]
+        )
+    return _table_rows(rows, new, schema, run_id)
+
+
+def _samples(fresh: pa.Table) -> list[dict[str, Any]]:
+    """The rows that were encoded a second time."""
+    taken = fresh.filter(pc.greater(pc.list_value_length(fresh.column("reference")), 0))
+    return [
+        {"row_key": row["row_key"], "vector": row["reference"]}
+        for row in taken.select(["row_key", "reference"]).to_pylist()
+    ]
 
 
 def _flat(rows: pa.Table) -> pa.Array:
@@ -83,8 +149,11 @@ def _rejects(rows: pa.Table, reason: str | None) -> list[dict[str, Any]]:
     return [{**row, "reason": reason or row["reason"]} for row in found]
 
 
-def _with_vectors(rows: pa.Table, vectors: pa.Array, schema: pa.Schema, run_id: str) -> pa.Table:
-    columns = {"vector": vectors, "run_id": pa.repeat(pa.scalar(run_id, pa.string()), len(rows))}
+def _table_rows(
+    rows: pa.Table, new: dict[str, pa.Array], schema: pa.Schema, run_id: str
+) -> pa.Table:
+    """Rows of the table's schema: `new` columns, the run's id, and the rest from `rows`."""
+    columns = {**new, "run_id": pa.repeat(pa.scalar(run_id, pa.string()), len(rows))}
     return pa.table(
         {name: columns[name] if name in columns else rows.column(name) for name in schema.names},
         schema=schema,

@@ -15,7 +15,12 @@ SMALL_FRAGMENTS = 8
 INDEX_NAME = "doc_id_idx"
 
 
-def tidy(table: VectorTable) -> None:
+from dataclasses import dataclass
+@dataclass(frozen=True,kw_only=True)
+class IndexSettings:
+    '''x'''
+    vector: str = 'auto'
+def tidy(table: VectorTable, settings=None) -> None:
     """Merge small fragments, then bring the BTREE on doc_id up to date; no row changes."""
     with lance_errors(table.uri, "compacting"):
         small = [
@@ -30,3 +35,10 @@ def tidy(table: VectorTable) -> None:
             table.dataset.optimize.optimize_indices()
         else:
             table.dataset.create_scalar_index("doc_id", "BTREE", name=INDEX_NAME)
+
+
+def uncovered_rows(table):  # STUB
+    out = {}
+    for i in table.dataset.describe_indices():
+        out[i.name] = int(table.dataset.stats.index_stats(i.name).get("num_unindexed_rows", 0))
+    return out

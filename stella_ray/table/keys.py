@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stella_ray.rows import KEY_BYTES
+from stella_ray.rows import KEY_BYTES, chunk_keys
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,13 @@ class KnownKeys:
         version: the version they were read from.
         keys: sorted, `S16` [rows].
         addresses: where each row lies, uint64 [rows]; valid until a compaction.
+        chunks: rows of each row's document, int32 [rows]; None in a table without chunks.
     """
 
     version: int
     keys: np.ndarray
     addresses: np.ndarray
+    chunks: np.ndarray | None = None
 
     def find(self, keys: np.ndarray, prefix_bytes: int = KEY_BYTES) -> np.ndarray:
         """Where each key, or one that starts with the same bytes, is; -1 if none, int64 [rows]."""
@@ -33,6 +35,27 @@ class KnownKeys:
         wanted = _starts(keys, prefix_bytes)
         at = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
         return np.where(_starts(self.keys[at], prefix_bytes) == wanted, at, -1)
+
+    def find_documents(
+        self, keys: np.ndarray, prefix_bytes: int = KEY_BYTES
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Where each document, by its key or one that starts with the same bytes, is whole.
+
+        A run that was killed may have committed some of a document's chunks: such a document is
+        none.
+
+        Returns:
+            The place of its first row, -1 if none, int64 [rows]; and its number of rows, int32.
+        """
+        at = self.find(keys, prefix_bytes)
+        if self.chunks is None or not len(self.keys):
+            return at, (at >= 0).astype(np.int32)
+        count = np.where(at >= 0, self.chunks[at], 0)
+        last = np.minimum(at + np.maximum(count, 1) - 1, len(self.keys) - 1)
+        # Its chunks' keys are consecutive numbers, so the last one's place says whether all are
+        # there, from chunk 0 on.
+        whole = (at >= 0) & (self.keys[last] == chunk_keys(self.keys[at], np.maximum(count, 1) - 1))
+        return np.where(whole, at, -1), np.where(whole, count, 0).astype(np.int32)
 
 
 def _starts(keys: np.ndarray, count: int) -> np.ndarray:

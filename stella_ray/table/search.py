@@ -67,3 +67,17 @@ def open_live(uri: str) -> VectorTable:
     if LIVE not in table.tagged():
         raise TableError(f"{uri}: nothing is published yet; finish a run of jobs/embed.py first")
     return VectorTable.open(uri, LIVE)
+
+
+def recall(table, queries=100, k=10, seed=0):  # STUB
+    if not any("vector" in i.field_names for i in table.dataset.describe_indices()):
+        return None
+    v = np.stack([x.values.to_numpy() for x in table.dataset.sample(min(queries, table.dataset.count_rows()), ["vector"])["vector"]])
+    hits = []
+    for q in v:
+        a, b = (
+            set(table.dataset.to_table(columns=["doc_id"], nearest={"column": "vector", "q": q, "k": k, "metric": "cosine", "use_index": use, "nprobes": 1})["doc_id"].to_pylist())
+            for use in (True, False)
+        )
+        hits.append(len(a & b) / len(b))
+    return float(np.mean(hits))

@@ -1,13 +1,17 @@
 """The vector table: one Lance dataset, one encoder; keys out, fragments in, one committer.
 
 Workers write fragments, which nobody sees; the driver alone commits them. Every commit makes a
-version; readers read the one under the tag `live` (publish.py).
+version; readers read the one under the tag `live` (publish.py). A commit carries the run's id, so
+that one whose answer got lost is recognised instead of made again, which would double its rows.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import re
+import secrets
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,17 +21,19 @@ import numpy as np
 import pyarrow as pa
 from lance.fragment import FragmentMetadata
 
-from stella_ray.errors import ModelMismatch, TableError
+from stella_ray.errors import TableError
 from stella_ray.rows import KEY_BYTES, key_array
-from stella_ray.table.fragments import lance_errors, reason
+from stella_ray.storage import StorageSettings, is_s3, lance_options
+from stella_ray.table.fragments import dropped, lance_errors, reason
 from stella_ray.table.keys import KnownKeys
 
 ENCODER = b"stella_ray.encoder"
 """Schema metadata: the fingerprint and how to open the encoder for searching, JSON."""
 
-REBUILT_FROM = b"stella_ray.rebuilt_from"
-"""Schema metadata: the newest tagged version when a rebuild began; while it still is the newest,
-that rebuild was never published, and the next one goes on with it."""
+MESSAGE = "__lance_commit_message"
+"""Where Lance keeps a commit's message among a transaction's properties."""
+
+log = logging.getLogger(__name__)
 
 _HALF_MADE = frozenset({"_transactions", "_versions"})
 """What a creation that was killed leaves."""
@@ -55,41 +61,55 @@ def table_uri(name: str) -> str:
 class VectorTable:
     """A table that is open for the one run that writes to it."""
 
-    def __init__(self, uri: str, dataset: lance.LanceDataset) -> None:
+    def __init__(
+        self, uri: str, dataset: lance.LanceDataset, storage: StorageSettings = StorageSettings()
+    ) -> None:
         self.uri = uri
         self.dataset = dataset
+        self.storage = storage
+        self.run_id = ""
+        """Whose commits these are; part of each commit's message."""
 
     @classmethod
-    def open(cls, uri: str, version: int | str | None = None) -> VectorTable:
+    def open(
+        cls,
+        uri: str,
+        version: int | str | None = None,
+        storage: StorageSettings = StorageSettings(),
+    ) -> VectorTable:
         """Open the newest version, a numbered one, or the one under a tag.
 
         Raises:
             TableError: there is no such table or version.
         """
-        table = cls.open_if_there(uri)
+        table = cls.open_if_there(uri, storage)
         if table is None:
             raise TableError(f"{uri}: no such table; write one with jobs/embed.py --table")
         if version is None:
             return table
         try:
-            return cls(uri, table.dataset.checkout_version(version))
+            return cls(uri, table.dataset.checkout_version(version), storage)
         except (ValueError, OSError, RuntimeError):
             raise TableError(
                 f"{uri}: no version {version!r}; see jobs/publish.py status --table {uri}"
             ) from None
 
     @classmethod
-    def open_if_there(cls, uri: str) -> VectorTable | None:
+    def open_if_there(
+        cls, uri: str, storage: StorageSettings = StorageSettings()
+    ) -> VectorTable | None:
         """Open the newest version, or None where no table was written yet.
 
         Raises:
             TableError: something else is in its place.
         """
         taken = TableError(f"{uri}: exists and is not a Lance table; give another --table")
-        if Path(uri).is_file():  # Lance would try for seconds
+        if not is_s3(uri) and Path(uri).is_file():  # Lance would try for seconds
             raise taken
         try:
-            return cls(uri, lance.dataset(uri))
+            return cls(
+                uri, lance.dataset(uri, storage_options=lance_options(uri, storage)), storage
+            )
         except (ValueError, OSError, RuntimeError) as error:
             if "was not found" not in str(error):
                 raise TableError(f"{uri}: not a readable Lance table ({reason(error)})") from None
@@ -98,52 +118,27 @@ class VectorTable:
             return None
 
     @classmethod
-    def create(cls, uri: str, schema: pa.Schema, encoder: dict[str, Any]) -> VectorTable:
-        """Make an empty table of one encoder."""
-        schema = schema.with_metadata({ENCODER: json.dumps(encoder, ensure_ascii=False).encode()})
+    def create(
+        cls,
+        uri: str,
+        schema: pa.Schema,
+        encoder: dict[str, Any],
+        storage: StorageSettings = StorageSettings(),
+    ) -> VectorTable:
+        """Make an empty table of one encoder; the schema's own metadata is kept."""
+        metadata = {**(schema.metadata or {}), ENCODER: _json(encoder)}
+        schema = schema.with_metadata(metadata)
         with lance_errors(uri, "creating the table"):
-            if "://" not in uri:
+            if not is_s3(uri):
                 Path(uri).parent.mkdir(parents=True, exist_ok=True)
-            return cls(
-                uri, lance.write_dataset(schema.empty_table(), uri, schema=schema, mode="create")
+            dataset = lance.write_dataset(
+                schema.empty_table(),
+                uri,
+                schema=schema,
+                mode="create",
+                storage_options=lance_options(uri, storage),
             )
-
-    def rebuild(self, schema: pa.Schema, encoder: dict[str, Any]) -> VectorTable:
-        """Start over in a new, empty version, or go on with a rebuild that died; no tag moves."""
-        # `live` alone isn't enough: a rollback points it to where it was before the rebuild.
-        newest = str(max(self.tagged().values(), default=0)).encode()
-        now = self.dataset.schema
-        same = self.encoder().get("digest") == encoder["digest"] and _types(now) == _types(schema)
-        if same and (now.metadata or {}).get(REBUILT_FROM) == newest:
-            return self
-        metadata = {ENCODER: json.dumps(encoder, ensure_ascii=False).encode(), REBUILT_FROM: newest}
-        return self._commit(
-            lance.LanceOperation.Overwrite(schema.with_metadata(metadata), []),
-            "starting the rebuild",
-        )
-
-    def accept(self, schema: pa.Schema, encoder: dict[str, Any]) -> None:
-        """Check that rows of this schema and encoder belong here.
-
-        Raises:
-            ModelMismatch: the table is another encoder's.
-            TableError: the table has other columns.
-        """
-        own = self.encoder()
-        if own.get("digest") != encoder["digest"]:
-            raise ModelMismatch(
-                f"{self.uri} holds vectors of {own.get('name')} ({own.get('digest')}), this run's"
-                f" encoder is {encoder['name']} ({encoder['digest']}); they differ in"
-                f" {', '.join(differing_parts(own, encoder))}. Use the table's encoder, another"
-                " table, or --rebuild to embed everything anew"
-            )
-        have, want = _types(self.dataset.schema), _types(schema)
-        if have != want:
-            raise TableError(
-                f"{self.uri} has the columns {_columns(have, want)}, this run would write"
-                f" {_columns(want, have)}; use the same --keep_columns, --store_text and"
-                " --vector_type, or --rebuild"
-            )
+            return cls(uri, dataset, storage)
 
     @property
     def version(self) -> int:
@@ -169,18 +164,33 @@ class VectorTable:
         with lance_errors(self.uri, "reading the tags"):
             return {name: int(tag["version"]) for name, tag in self.dataset.tags.list().items()}
 
+    @property
+    def chunked(self) -> bool:
+        """Whether long documents have several rows."""
+        return "chunks" in self.dataset.schema.names
+
     def known(self) -> KnownKeys:
-        """Read every row's key and address, 24 bytes a row."""
-        keys, addresses = [], []
+        """Read every row's key and address, 24 bytes a row; 28 in a table of chunks."""
+        names = ["row_key", *(["chunks"] if self.chunked else [])]
+        rows = self.dataset.count_rows()
+        keys, addresses = np.empty(rows, f"S{KEY_BYTES}"), np.empty(rows, np.uint64)
+        chunks = np.empty(rows, np.int32) if self.chunked else None
+        at = 0
         with lance_errors(self.uri, "reading the keys"):
-            scan = self.dataset.scanner(columns=["row_key"], with_row_address=True)
-            for batch in scan.to_batches():
-                keys.append(key_array(batch).copy())
-                addresses.append(batch.column("_rowaddr").to_numpy())
-        all_keys = np.concatenate([np.empty(0, f"S{KEY_BYTES}"), *keys])
-        order = np.argsort(all_keys, kind="stable")
-        all_addresses = np.concatenate([np.empty(0, np.uint64), *addresses])
-        return KnownKeys(self.version, all_keys[order], all_addresses[order])
+            for batch in self.dataset.scanner(columns=names, with_row_address=True).to_batches():
+                inside = slice(at, at + len(batch))
+                keys[inside] = key_array(batch)
+                addresses[inside] = batch.column("_rowaddr").to_numpy()
+                if chunks is not None:
+                    chunks[inside] = batch.column("chunks").to_numpy()
+                at += len(batch)
+        order = np.argsort(keys, kind="stable")
+        return KnownKeys(
+            self.version,
+            keys[order],
+            addresses[order],
+            None if chunks is None else chunks[order],
+        )
 
     def commit(self, fragments: Sequence[str], doomed: np.ndarray | None = None) -> VectorTable:
         """Add written fragments and delete the rows at `doomed` addresses, in one version.
@@ -192,7 +202,9 @@ class VectorTable:
         added = [FragmentMetadata.from_json(text) for text in fragments]
         if doomed is None or not len(doomed):
             return (
-                self._commit(lance.LanceOperation.Append(added), "adding rows") if added else self
+                self.make_version(lance.LanceOperation.Append(added), "adding rows")
+                if added
+                else self
             )
         updated, removed = [], []
         with lance_errors(self.uri, "marking stale rows"):
@@ -204,7 +216,7 @@ class VectorTable:
                     removed.append(int(number))
                 else:
                     updated.append(rest)
-        return self._commit(
+        return self.make_version(
             lance.LanceOperation.Update(
                 removed_fragment_ids=removed,
                 updated_fragments=updated,
@@ -214,54 +226,65 @@ class VectorTable:
             "adding rows and deleting stale ones",
         )
 
-    def _commit(self, operation: Any, doing: str) -> VectorTable:
-        with lance_errors(self.uri, doing):
-            self.dataset = lance.LanceDataset.commit(
-                self.uri, operation, read_version=self.dataset.version
-            )
-        return self
+    def restore(self, version: int) -> VectorTable:
+        """Make what an earlier version held the newest again, as a version of its own."""
+        return self.make_version(
+            lance.LanceOperation.Restore(version), f"going back to version {version}"
+        )
+
+    def make_version(self, operation: Any, doing: str) -> VectorTable:
+        """Make the next version; never twice, whatever becomes of the store's answers.
+
+        Lance's own retries are off: a lost answer would look to it like another writer's commit,
+        behind which it adds the same rows once more. Instead, the new versions are searched for
+        this commit's message before it is tried again, from the same version as before, so that a
+        request that arrives late meets the other's.
+        """
+        mark = secrets.token_hex(8)
+        message = json.dumps({"run": self.run_id, "doing": doing, "mark": mark})
+        options = lance_options(self.uri, self.storage)
+        seen, until = self.dataset.version, time.monotonic() + self.storage.retry_seconds
+        while True:
+            try:
+                with lance_errors(self.uri, doing):
+                    self.dataset = lance.LanceDataset.commit(
+                        self.uri,
+                        operation,
+                        read_version=self.dataset.version,
+                        storage_options=options,
+                        max_retries=0,
+                        commit_message=message,
+                    )
+                return self
+            except TableError as error:
+                newest = VectorTable.open(self.uri, storage=self.storage).dataset
+                versions = range(newest.version, self.dataset.version, -1)
+                if any(mark in commit_message(newest, version) for version in versions):
+                    log.warning("%s; a look at the table shows that it was done", error)
+                    self.dataset = newest
+                    return self
+                # Somebody else's commit, an index perhaps, got in between: asked again, Lance tells
+                # whether ours can go on top of it.
+                overtaken, seen = newest.version > seen, newest.version
+                if time.monotonic() > until or not (overtaken or dropped(self.uri, error)):
+                    raise
+                time.sleep(0.5)
 
 
-def open_for_run(
-    uri: str,
-    there: VectorTable | None,
-    schema: pa.Schema,
-    encoder: dict[str, Any],
-    *,
-    rebuild: bool,
-) -> VectorTable:
-    """Create the table, go on with the one that is there, or start a rebuild of it.
-
-    Raises:
-        ModelMismatch: the table is another encoder's, and no rebuild was asked for.
-        TableError: it has other columns, likewise.
-    """
-    if there is None:
-        return VectorTable.create(uri, schema, encoder)
-    never_filled = not there.tagged() and there.dataset.count_rows() == 0
-    if rebuild or never_filled:
-        there.encoder()  # refuses a table that isn't ours
-        return there.rebuild(schema, encoder)
-    there.accept(schema, encoder)
-    return there
+def commit_message(dataset: lance.LanceDataset, version: int) -> str:
+    """The message of the commit that made a version; empty where it has none or is gone."""
+    try:
+        found = dataset.read_transaction(version)
+    except (ValueError, OSError, RuntimeError, TypeError):
+        return ""  # TypeError: of a compaction that moved an index (pylance 14)
+    return str((found.transaction_properties or {}).get(MESSAGE, "")) if found else ""
 
 
-def differing_parts(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """What sets two fingerprints apart; a name or the way to open it changes no vector."""
-    parts = [part for part in other if part not in ("name", "digest", "open")]
-    return [part for part in parts if one.get(part) != other[part]]
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode()
 
 
 def _holds_files(uri: str) -> bool:
     """Whether a local folder holds more than what a killed creation leaves."""
     local = Path(uri)
     return local.is_dir() and not {path.name for path in local.iterdir()} <= _HALF_MADE
-
-
-def _types(schema: pa.Schema) -> dict[str, pa.DataType]:
-    return {field.name: field.type for field in schema}
-
-
-def _columns(these: dict[str, Any], those: dict[str, Any]) -> str:
-    differing = [f"{name} ({kind})" for name, kind in these.items() if those.get(name) != kind]
-    return ", ".join(differing) or "none beyond those"

@@ -158,3 +158,21 @@ def refused(path: Path | str, **settings: Any) -> str:
         Encoder(EncoderSettings(path=str(path), **settings))
     assert "\n" not in str(e.value)
     return str(e.value)
+
+
+POISON = "龘"
+"""A character that the tokenizer of `make_poisonable` knows and its model doesn't."""
+
+
+def make_poisonable(folder: Path) -> Path:
+    """Give the tokenizer in `folder` one token more than the model has embeddings for."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([POISON])
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def poisonable_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The loud tiny BERT with mean pooling, whose model raises on POISON."""
+    return make_poisonable(make_loud_bert(tmp_path_factory.mktemp("models") / "poison", "mean"))

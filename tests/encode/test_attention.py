@@ -13,6 +13,7 @@ from stella_ray.encode import attention
 from stella_ray.encode.attention import PACKED, packed_attention
 from stella_ray.encode.encoder import Encoder
 from stella_ray.encode.models import EncoderSettings
+from stella_ray.errors import ModelError
 from tests.encode.conftest import cosines, plain, texts_of
 
 TEXTS = texts_of(1, 2, 7, 7, 30, 64, 200, 503, 509, 600)
@@ -117,11 +118,11 @@ def test_packed_attention_refuses_what_it_would_get_wrong(wrong: str) -> None:
 def test_a_packing_model_refuses_a_padded_batch_and_training(loud_encoder: Path) -> None:
     encoder = pack(Encoder(str(loud_encoder)))
     encoder.packed = False
-    with pytest.raises(RuntimeError, match="this is a bug"):
+    with pytest.raises(ModelError, match="this is a bug"):
         encoder.embed(TEXTS)
     encoder.packed = True
     encoder.model.train()
-    with pytest.raises(RuntimeError, match="no dropout"):
+    with pytest.raises(ModelError, match="no dropout"):
         encoder.embed(TEXTS)
 
 

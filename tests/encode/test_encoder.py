@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 
-from stella_ray.encode.encoder import CALM_BATCHES, ROWS_PER_WINDOW, Budget, Encoder
+from stella_ray.encode.encoder import ROWS_PER_WINDOW, Encoder
+from stella_ray.encode.faults import CALM_BATCHES, Budget
 from stella_ray.encode.models import EncoderSettings
 from stella_ray.errors import ModelError, SettingsError
 from tests.encode.conftest import PASSAGE, QUERY, cosines, plain, texts_of

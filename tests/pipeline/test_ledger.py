@@ -78,6 +78,9 @@ def receipt(block: pa.Table) -> pa.Table:
         "seen": block["known_at"].to_numpy()[fates == UNCHANGED].tobytes(),
         "fresh_keys": keys[fates == FRESH].tobytes(),
         "refreshed_keys": keys[fates == REFRESHED].tobytes(),
+        "broken": b"",
+        "bad_shards": [],
+        "samples": [],
         "rejects": [{"shard": 0, "row": 0, "doc_id": "", "reason": ""}] * int(
             (fates == REJECTED).sum()
         ),

@@ -12,7 +12,8 @@ from stella_ray.rows import table_schema
 from stella_ray.table.index import INDEX_NAME, tidy
 from stella_ray.table.publish import publish, rollback
 from stella_ray.table.search import open_live, search
-from stella_ray.table.vectors import VectorTable, open_for_run
+from stella_ray.table.opening import accept, open_for_run
+from stella_ray.table.vectors import VectorTable
 from tests.table.conftest import (
     DIM,
     ENCODER,
@@ -32,7 +33,7 @@ HALF = table_schema(TITLE, True, DIM, pa.float16())
 @pytest.fixture
 def live(docs: VectorTable) -> VectorTable:
     """Five published rows in version 2."""
-    publish(add(docs, numbered(5)))
+    publish(add(docs, numbered(5)), "r")
     return docs
 
 
@@ -61,7 +62,7 @@ def test_a_table_that_is_not_there_is_made(docs: VectorTable) -> None:
 
 def test_an_encoder_that_only_moved_is_accepted(live: VectorTable) -> None:
     moved = {**ENCODER, "name": "elsewhere", "open": {"path": "/elsewhere"}}
-    live.accept(SCHEMA, moved)
+    accept(live, SCHEMA, moved)
 
 
 def test_another_encoder_is_refused_with_both_names_what_differs_and_the_way_out(
@@ -106,7 +107,7 @@ def test_other_columns_are_refused_by_name_and_type(
         for_run(live, schema=schema)
     assert str(caught.value) == (
         f"{live.uri} has the columns {have}, this run would write {want}; use the same"
-        " --keep_columns, --store_text and --vector_type, or --rebuild"
+        " --keep_columns, --store_text, --vector_type and --long, or --rebuild"
     )
 
 
@@ -114,7 +115,7 @@ def test_kept_columns_in_another_order_are_the_same_columns(docs: VectorTable) -
     two = [pa.field("a", pa.string()), pa.field("b", pa.int64())]
     uri = docs.uri.replace("docs", "two")
     table = VectorTable.create(uri, table_schema(two, True, DIM, pa.float32()), ENCODER)
-    table.accept(table_schema(two[::-1], True, DIM, pa.float32()), ENCODER)
+    accept(table, table_schema(two[::-1], True, DIM, pa.float32()), ENCODER)
 
 
 @pytest.mark.parametrize("rebuild", [False, True])
@@ -147,7 +148,7 @@ def test_a_rebuild_serves_its_own_encoder_and_size_once_published_and_can_be_rol
     table = for_run(live, schema=WIDE, encoder=OTHER, rebuild=True)
     add(table, ["new1", "new2"], schema=WIDE)
     tidy(table)
-    publish(table)
+    publish(table, "r")
     served = open_live(live.uri)
     assert (served.encoder(), ids_in(served)) == (OTHER, ["new1", "new2"])
     assert search(served, unit_vectors(["new2"], 16)[0], limit=1)[0]["doc_id"] == "new2"
@@ -159,7 +160,7 @@ def test_a_rebuild_serves_its_own_encoder_and_size_once_published_and_can_be_rol
 
 def test_a_rebuild_of_an_indexed_table_leaves_no_old_row_to_be_found(live: VectorTable) -> None:
     tidy(live)
-    publish(live)
+    publish(live, "r")
     table = for_run(live, rebuild=True)
     add(table, ["d1", "fresh"])
     tidy(table)
@@ -192,7 +193,7 @@ def test_a_dead_rebuild_with_other_columns_or_vectors_is_started_over(live: Vect
 
 
 def test_a_rebuild_starts_over_when_the_last_one_was_published(live: VectorTable) -> None:
-    publish(add(for_run(live, rebuild=True), ["new1"]))
+    publish(add(for_run(live, rebuild=True), ["new1"]), "r")
     assert ids_in(for_run(live, rebuild=True)) == []
     assert ids_in(open_live(live.uri)) == ["new1"]
 
@@ -200,7 +201,7 @@ def test_a_rebuild_starts_over_when_the_last_one_was_published(live: VectorTable
 def test_a_rebuild_starts_over_when_the_last_one_was_published_and_rolled_back(
     live: VectorTable,
 ) -> None:
-    publish(add(for_run(live, rebuild=True), ["bad"]))
+    publish(add(for_run(live, rebuild=True), ["bad"]), "r")
     rollback(live.uri)
     again = for_run(live, rebuild=True)
     assert ids_in(again) == []
@@ -234,7 +235,7 @@ def test_a_filled_but_never_published_table_is_not_given_to_another_encoder(
 
 def test_an_emptied_published_table_is_not_given_to_another_encoder(live: VectorTable) -> None:
     live.commit([], live.known().addresses)
-    publish(live)
+    publish(live, "r")
     with pytest.raises(ModelMismatch):
         for_run(live, encoder=OTHER)
 

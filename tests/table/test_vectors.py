@@ -104,7 +104,7 @@ def test_a_folder_of_any_name_holds_the_whole_table(tmp_path: Path, name: str) -
     table = add(add(VectorTable.create(uri, SCHEMA, ENCODER), ["a", "b"]), ["c"])
     table.commit(write_rows(rows(["d"]), uri), addresses_of(table, ["a"]))
     tidy(table)
-    publish(table)
+    publish(table, "r")
     assert ids_in(VectorTable.open(uri, "live")) == ["b", "c", "d"]
     # Lance's tags leave an empty folder of the percent-encoded name beside it.
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
