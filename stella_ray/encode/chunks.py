@@ -15,9 +15,12 @@ from stella_ray.errors import SettingsError
 LOOK_BACK = 5
 """A cut is looked for in the last fifth of what fits: far enough for a sentence of 100 tokens."""
 
-CHARACTERS_PER_TOKEN = 1.5, 8.0
-"""The first guess of how far a window reaches (Chinese), and the most that is guessed for the next
-one: after a run of blanks, of which BERT makes no token, the guess would take in megabytes."""
+BYTES_PER_TOKEN = 4.5
+"""Of UTF-8, Chinese or English: a first guess of how far a window reaches."""
+
+MOST_CHARACTERS_PER_TOKEN = 8.0
+"""For the guesses after it: behind a run of blanks, of which BERT makes no token, what the last
+chunk had would take in megabytes."""
 
 _CLOSING = "”’』」）】》〉)\\]"
 _SENTENCE_END = re.compile(
@@ -132,22 +135,23 @@ def _rows(tokens: Ragged, start: int, end: int) -> Ragged:
     return Ragged(values, offsets - offsets[0], tokens.truncated[start:end])
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Cutter:
     tokenizer: TextTokenizer
     prefix: str
     overlap: int
-    per_token: float = CHARACTERS_PER_TOKEN[0]
-    """Of the chunk before, characters: how far the next one is likely to reach."""
 
     def cut(self, text: str) -> Iterator[_Piece]:
         """The chunks of one text, in order."""
         ink_end = len(text.rstrip())
         start = done = 0
+        # Of this text alone: how far is read can move a cut, which must not hang on other texts.
+        head = text[:1_000]
+        per_token = BYTES_PER_TOKEN * len(head) / len(head.encode())
         while done < ink_end:  # blanks at the end make no chunk: they stay with the last one
-            window = self._read(text, start)
+            window = self._read(text, start, per_token)
             size, tokens = self._first_chunk(window, ink_end - start)
-            self.per_token = min(size / len(tokens.values), CHARACTERS_PER_TOKEN[1])
+            per_token = min(size / len(tokens.values), MOST_CHARACTERS_PER_TOKEN)
             end = start + size
             if end <= done:  # begun inside a word, a chunk can cost more tokens than it gains
                 start = done
@@ -159,9 +163,9 @@ class _Cutter:
                 yield _Piece(start, end, tokens)
                 start, done = start + window.next_start(size, self.overlap), end
 
-    def _read(self, text: str, start: int) -> _Window:
+    def _read(self, text: str, start: int, per_token: float) -> _Window:
         most = self.tokenizer.max_tokens
-        reach = int(most * self.per_token * 1.15) + 16
+        reach = int(most * per_token * 1.15) + 16
         while True:
             part = text[start : start + reach]
             places = self.tokenizer.places(part, self.prefix)
