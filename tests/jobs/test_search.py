@@ -23,6 +23,7 @@ from stella_ray.encode.models import EncoderSettings
 from stella_ray.errors import ModelError, ModelMismatch, SettingsError, TableError
 from stella_ray.rows import row_keys, table_schema
 from stella_ray.table.fragments import write_rows
+from stella_ray.table.index import tidy
 from stella_ray.table.publish import publish
 from stella_ray.table.vectors import VectorTable, table_uri
 from tests.conftest import make_encoder, write
@@ -65,7 +66,9 @@ def fill(
     source = pa.table({name: columns[name] for name in ("doc_id", "title", "text")})
     columns["row_key"] = row_keys(source, ["title"], opened.spec.fingerprint["digest"])
     block = pa.table({name: columns[name] for name in schema.names}, schema=schema)
-    publish(table.commit(write_rows(block, table.uri)))
+    table.commit(write_rows(block, table.uri))
+    tidy(table)
+    publish(table, "run")
     return place
 
 
@@ -183,6 +186,55 @@ def test_limit_and_filter_hold(table: Path) -> None:
     assert [hit["doc_id"] for hit in run(job(table, filter="doc_id = 'it''s'"))] == ["it's"]
 
 
+def test_words_are_searched_without_the_encoder(table: Path, tmp_path: Path, encoder: Path) -> None:
+    here = tmp_path / "encoder"
+    shutil.copytree(encoder, here)
+    place = fill(tmp_path / "docs", EncoderSettings(path=str(here)))
+    shutil.rmtree(here)
+    hits = run(job(place, "冰厚", mode="text"))
+    assert [hit["doc_id"] for hit in hits] == ["wiki/2"]
+    assert hits[0]["score"] > 0
+    assert run(job(place, "龘", mode="text")) == []
+    for mode in ("vector", "hybrid"):
+        with pytest.raises(ModelError, match="its encoder can't be opened"):
+            run(job(place, "冰厚", mode=mode))
+
+
+def test_words_are_searched_without_loading_torch(table: Path) -> None:
+    code = (
+        "import sys; from jobs.search import SearchJob, run;"
+        f" run(SearchJob(table={str(table)!r}, query='北京', mode='text', json=True));"
+        " sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["id"] == "wiki/2"
+
+
+def test_both_modes_together_are_fused_by_rank(table: Path) -> None:
+    by_vector = [hit["doc_id"] for hit in run(job(table, "冰厚三寸"))]
+    by_text = [hit["doc_id"] for hit in run(job(table, "冰厚三寸", mode="text"))]
+    hits = run(job(table, "冰厚三寸", mode="hybrid"))
+    assert len(hits) == len(DOCUMENTS)
+    for hit in hits:
+        places = [one.index(hit["doc_id"]) + 1 for one in (by_vector, by_text)
+                  if hit["doc_id"] in one]  # fmt: skip
+        assert hit["score"] == pytest.approx(sum(1 / (60 + place) for place in places))
+
+
+def test_a_chunk_is_shown_by_its_number_and_how_many_there_are(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    searching.show(
+        [
+            {"doc_id": "a", "chunk": 2, "chunks": 7, "chunk_start": 9, "chunk_end": 12,
+             "text": "中间一段", "score": 0.5},
+        ]
+    )  # fmt: skip
+    cells = [cell.strip() for cell in capsys.readouterr().out.splitlines()[3].split("│")[1:-1]]
+    assert cells == ["a", "0.5000", "3 of 7", "中间一段"]
+
+
 def test_an_encoder_that_moved_is_found_by_its_new_path(
     tmp_path: Path, table: Path, encoder: Path
 ) -> None:
@@ -246,7 +298,10 @@ def test_an_empty_query_is_refused(query: str) -> None:
     [
         ("--query x", 2, "the following arguments are required: table"),
         ("--table TABLE --query=", 2, "the query is empty; expected some words"),
-        ("--table TABLE --query x --limit 0", 2, "limit 0 must be 1 or more"),
+        ("--table TABLE --query x --limit 0", 2, "limit 0 must be 1 to 1,000,000"),
+        ("--table TABLE --query x --limit 99999999999999999999", 2, "limit 99999999999999999999"),
+        ("--table TABLE --query x --limit 9223372036854775808", 2, "limit 9223372036854775808 m"),
+        ("--table TABLE --query x --mode both", 2, 'Parser key "mode": Expected a Literal'),
         ("--table TABLE --query x --limt 3", 2, "unknown setting --limt; did you mean --limit?"),
         ("--table TABLE --query x --filter nope=1", 2, "--filter 'nope=1' can't be answered ("),
         ("--table TABLE --query x --device tpu9", 2, "device 'tpu9' isn't one of torch's"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,11 +11,21 @@ import pytest
 
 from stella_ray.errors import SettingsError, TableError
 from stella_ray.rows import table_schema
+from stella_ray.table.fragments import write_rows
 from stella_ray.table.index import tidy
 from stella_ray.table.publish import publish
 from stella_ray.table.search import open_live, search
 from stella_ray.table.vectors import VectorTable
-from tests.table.conftest import DIM, ENCODER, TITLE, add, addresses_of, numbered, unit_vectors
+from tests.table.conftest import (
+    DIM,
+    ENCODER,
+    TITLE,
+    add,
+    addresses_of,
+    numbered,
+    rows,
+    unit_vectors,
+)
 
 QUERY = unit_vectors(["the query"])[0]
 
@@ -181,3 +192,84 @@ def test_rows_committed_after_publishing_are_not_found_and_deleted_ones_still_ar
     publish(newest, "s")
     found = [hit["doc_id"] for hit in search(open_live(live.uri), vector=QUERY, limit=1_000)]
     assert ("new" in found, "d5" in found, len(found)) == (True, False, 600)
+
+
+def ids(hits: list[dict[str, Any]]) -> list[str]:
+    return [hit["doc_id"] for hit in hits]
+
+
+def test_equal_scores_are_in_the_order_of_their_ids_wherever_the_list_is_cut(
+    docs: VectorTable,
+) -> None:
+    names = [f"d{i:03}" for i in np.random.default_rng(0).permutation(300)]
+    for start in range(0, 300, 60):
+        part = names[start : start + 60]
+        add(docs, part, vectors=np.tile(QUERY, (60, 1)), texts=["水稻"] * 60)
+    tidy(docs)
+    expected = sorted(names)
+    for limit in (1, 7, 100, 299):
+        assert ids(search(docs, vector=QUERY, limit=limit)) == expected[:limit]
+        assert ids(search(docs, text="水稻", limit=limit)) == expected[:limit]
+        assert ids(search(docs, vector=QUERY, text="水稻", limit=limit)) == expected[:limit]
+
+
+CHUNKED = table_schema(TITLE, True, DIM, pa.float32(), chunked=True)
+
+
+def chunked_table(place: Path, chunks: dict[str, int], vectors: np.ndarray) -> VectorTable:
+    """A table of documents with so many chunks; vectors in order, float32 [all chunks, dim]."""
+    table = VectorTable.create(f"{place}/chunks.lance", CHUNKED, ENCODER)
+    names = [doc for doc, count in chunks.items() for _ in range(count)]
+    numbers = [number for count in chunks.values() for number in range(count)]
+    texts = [f"{doc}的第{number}段" for doc, number in zip(names, numbers, strict=True)]
+    plain = rows(names, texts=texts, vectors=vectors)
+    own = {
+        "chunk": numbers,
+        "chunks": [chunks[doc] for doc in names],
+        "chunk_start": [10 * number for number in numbers],
+        "chunk_end": [10 * number + 10 for number in numbers],
+    }
+    columns = {**{name: plain.column(name) for name in plain.column_names}, **own}
+    table.commit(
+        write_rows(
+            pa.table({name: columns[name] for name in CHUNKED.names}, schema=CHUNKED), table.uri
+        )
+    )
+    return table
+
+
+def test_the_best_chunk_stands_for_its_document_and_the_limit_counts_documents(
+    tmp_path: Path,
+) -> None:
+    chunks = {"long": 500, "middle": 30, "short": 1, "other": 2}
+    total = sum(chunks.values())
+    dice = np.random.default_rng(3)
+    vectors = QUERY + 0.01 * dice.standard_normal((total, DIM)).astype(np.float32)
+    vectors[530:] = unit_vectors(["x", "y", "z"])  # all chunks of the first two are nearer
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    table = chunked_table(tmp_path, chunks, vectors)
+    tidy(table)
+    scores = vectors @ QUERY
+    bounds = dict(zip(chunks, np.cumsum([0, *chunks.values()][:-1]), strict=True))
+    best = {
+        doc: int(np.argmax(scores[start : start + chunks[doc]])) for doc, start in bounds.items()
+    }
+    expected = sorted(chunks, key=lambda doc: -scores[bounds[doc] + best[doc]])
+    for limit in (1, 2, 3, 4, 10):
+        hits = search(table, vector=QUERY, limit=limit)
+        assert ids(hits) == expected[:limit]
+        for hit in hits:
+            number = best[hit["doc_id"]]
+            assert (hit["chunk"], hit["chunks"]) == (number, chunks[hit["doc_id"]])
+            assert (hit["chunk_start"], hit["text"]) == (
+                10 * number, f"{hit['doc_id']}的第{number}段",
+            )  # fmt: skip
+    found = search(table, text="long的第499段", limit=1)[0]
+    assert (found["doc_id"], found["chunk"]) == ("long", 499)
+    fused = search(table, vector=QUERY, text="的第0段", limit=10)
+    assert sorted(ids(fused)) == sorted(chunks)
+    assert ids(search(table, vector=QUERY, filter="chunk = 1")) == [
+        doc for doc in sorted(
+            ("long", "middle", "other"), key=lambda doc: -scores[bounds[doc] + 1]
+        )
+    ]  # fmt: skip
