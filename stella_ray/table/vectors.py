@@ -211,12 +211,14 @@ class VectorTable:
             )
         updated, removed = [], []
         with lance_errors(self.uri, "marking stale rows", self.storage):
-            for number in np.unique(doomed >> np.uint64(32)):
-                inside = doomed[doomed >> np.uint64(32) == number]
+            doomed = np.sort(doomed)
+            numbers, starts = np.unique(doomed >> np.uint64(32), return_index=True)
+            for number, inside in zip(numbers.tolist(), np.split(doomed, starts[1:]), strict=True):
                 addresses = ", ".join(map(str, inside.tolist()))
-                rest = self.dataset.get_fragment(int(number)).delete(f"_rowaddr IN ({addresses})")
+                fragment = self.dataset.get_fragment(number)
+                rest = fragment.delete(f"_rowaddr IN ({addresses})")
                 if rest is None:
-                    removed.append(int(number))
+                    removed.append(number)
                 else:
                     updated.append(rest)
         return self.make_version(

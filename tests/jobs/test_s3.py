@@ -289,7 +289,7 @@ def test_a_commit_whose_answer_is_lost_is_made_once(lake: Lake, s3_proxy: FaultP
     report = lake.embed(
         storage=storage, pool=PoolSettings(window_rows=8, rows_per_commit=8), max_delete_fraction=1
     )
-    assert fault.done >= 4
+    assert fault.done >= 2
     assert (report.embedded, report.table_rows) == (30, 50)
     assert lake.rows() == texts(documents(50))
 
@@ -301,7 +301,7 @@ def test_a_second_run_stops_or_waits_and_another_table_is_free(
     lake: Lake, s3_proxy: FaultProxy
 ) -> None:
     slow = through(lake.place, s3_proxy, retry_seconds=30)
-    s3_proxy.inject("slow", match="GET /[^/]+/corpus/", seconds=4.0)
+    s3_proxy.inject("slow", match="GET /[^/]+/corpus/", seconds=2.0)
     first: list[RunReport] = []
     runner = threading.Thread(target=lambda: first.append(lake.embed(storage=slow)))
     runner.start()
@@ -327,5 +327,3 @@ def test_the_lock_of_a_dead_run_expires(lake: Lake) -> None:
     with pytest.raises(TableError, match=r"run of a dead node .* its lock expires after 3 s"):
         lake.embed(storage=replace(lake.place.storage))
     assert lake.embed(on_busy="wait", lease_seconds=3.0).embedded == 20
-
-
