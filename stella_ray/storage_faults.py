@@ -45,7 +45,7 @@ _REFUSALS = {
     "301": _OTHER_REGION,
     NO_CREDENTIALS: "no credentials found for S3; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY,"
     " AWS_PROFILE or a role on every machine of the cluster, or --storage.anonymous true",
-    UNREACHABLE: "no answer from S3 {at} (refused, dropped or timed out, again and again for about"
+    UNREACHABLE: "no answer from S3 {at} (refused, dropped or timed out; tried for up to"
     " {seconds} s); check storage.endpoint_url and the network",
     NO_TLS: "no TLS connection to S3 {at}; check storage.endpoint_url (http or https?) and, for a"
     " certificate of your own, AWS_CA_BUNDLE",
@@ -67,9 +67,11 @@ _SAME = {
     "ClientPayloadError": UNREACHABLE,
     "HTTPClientError": UNREACHABLE,
     "FSTimeoutError": UNREACHABLE,
+    "ConnectionError": UNREACHABLE,
+    "TimeoutError": UNREACHABLE,
     "SSLError": NO_TLS,
 }  # fmt: skip
-_LIBRARIES = ("botocore", "aiohttp", "fsspec")
+_LIBRARIES = ("botocore", "aiohttp", "fsspec", "asyncio", "builtins")
 _BUSY = re.compile(
     "SlowDown|ServiceUnavailable|InternalError|RequestTimeout|Throttl|TooManyRequests|^5..$|^429$"
 )
@@ -206,23 +208,29 @@ def without_secrets(text: str) -> str:
 
 def _code(error: BaseException | None) -> tuple[str | None, dict[str, Any]]:
     """S3's error code, or ours where there was no answer, and what S3 told with it."""
-    text = str(error)
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
+    text, chain = str(error), list(_chain(error))
+    # Before all names: s3fs makes of S3's code RequestTimeout a TimeoutError, for one.
+    for error in chain:
         answer = getattr(error, "response", None)
         if isinstance(answer, dict) and "Error" in answer:
             told = dict(answer["Error"])
             told["Date"] = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
             return _same(str(told.get("Code"))), told
-        for kind in type(error).__mro__:
-            if kind.__name__ in _SAME and kind.__module__.startswith(_LIBRARIES):
-                return _SAME[kind.__name__], {}
-        error = error.__cause__ or error.__context__
+    for kind in (kind for error in chain for kind in type(error).__mro__):
+        if kind.__name__ in _SAME and kind.__module__.startswith(_LIBRARIES):
+            return _SAME[kind.__name__], {}
     for pattern, code in _TOLD.items():
         if found := re.search(pattern, text):
             return _same(code or found[1]), dict(re.findall(r"<(\w+Time)>([^<]*)<", text))
     return None, {}
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _same(code: str) -> str:
@@ -231,9 +239,9 @@ def _same(code: str) -> str:
 
 def _clock(told: dict[str, Any]) -> str:
     here, there = _time(told.get("RequestTime")), _time(told.get("ServerTime") or told.get("Date"))
-    if there is None:
-        return "this machine's clock is off from S3's by too much; set it right (NTP)"
-    seconds = ((here or datetime.now(timezone.utc)) - there).total_seconds()
+    seconds = ((here or datetime.now(timezone.utc)) - there).total_seconds() if there else 0
+    if abs(seconds) < 300:  # S3 bears that much, so it was set right in the meantime
+        return "this machine's clock was off from S3's by too much; set it right (NTP)"
     hours, minutes = divmod(max(1, round(abs(seconds) / 60)), 60)
     way = "ahead of" if seconds > 0 else "behind"
     return f"this machine's clock is {hours} h {minutes} min {way} S3's; set it right (NTP)"

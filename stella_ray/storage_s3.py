@@ -42,6 +42,7 @@ _PASSING = (
     HTTPClientError, UnconnectedError, IncompleteReadError, ResponseParserError,
     aiohttp.ClientError, ConnectionError, TimeoutError, asyncio.TimeoutError,
 )  # fmt: skip
+_UNANSWERED = (BotoCoreError, aiohttp.ClientError, asyncio.TimeoutError)
 _PASSING_CODES = {
     "SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "RequestThrottled",
     # Another conditional write is under way; the next try gets the true answer.
@@ -74,9 +75,9 @@ class PatientS3FileSystem(S3FileSystem):  # type: ignore[misc]
             except Exception as error:
                 left = began + self.retry_seconds - time.monotonic()
                 if left <= 0 or not _passing(error):
-                    if isinstance(error, (BotoCoreError, aiohttp.ClientError)):
+                    if isinstance(error, _UNANSWERED):
                         # What S3 didn't answer is an OSError, as what it did answer is.
-                        raise OSError(errno.EIO, str(error)) from error
+                        raise OSError(errno.EIO, str(error) or "timed out") from error
                     raise
                 self._tell(method, error, left)
                 # Half of the wait by chance, so that workers that failed together don't come back
@@ -85,11 +86,11 @@ class PatientS3FileSystem(S3FileSystem):  # type: ignore[misc]
                 wait = min(2 * wait, 10, self.retry_seconds / 6)
 
     async def _try(self, method: str, *args: Any, **options: Any) -> Any:
-        sent = len(options.get("Body") or b"")
-        # aiohttp has no time-out for sending: a peer that stops reading would stop us for good.
-        limit = (
-            min(self.read_timeout + sent / SLOWEST_UPLOAD, self.retry_seconds / 4) if sent else None
-        )
+        limit = None
+        if sent := len(options.get("Body") or b""):
+            # aiohttp has no time-out for sending: a peer that stops reading would stop us for good.
+            quiet = self.config_kwargs.get("read_timeout", self.read_timeout)
+            limit = max(quiet, min(quiet + sent / SLOWEST_UPLOAD, self.retry_seconds / 4))
         answer = await asyncio.wait_for(super()._call_s3(method, *args, **options), limit)
         if method == "get_object" and (
             re.search(r"-\d+$", options.get("Range", ""))

@@ -16,35 +16,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from tests.s3_refusals import REFUSALS
+
 PIECE = 1 << 16
 
 Kind = Literal["500", "503", "slow", "reset", "cut", "lose", "hang", "strip", "refuse"]
-
-# As AWS answers them, with all that must not be shown.
-REFUSALS = {
-    "NoSuchBucket": (404, "<BucketName>docs</BucketName>"),
-    "InvalidAccessKeyId": (403, "<AWSAccessKeyId>AKIAKEYID</AWSAccessKeyId>"),
-    "SignatureDoesNotMatch": (
-        403,
-        "<AWSAccessKeyId>AKIAKEYID</AWSAccessKeyId><StringToSign>AWS4-HMAC-SHA256\n2026</StringToSign>"
-        "<SignatureProvided>5161bac6</SignatureProvided>"
-        "<CanonicalRequest>PUT\n/docs/a\nx-amz-security-token:TOKEN0TOKEN</CanonicalRequest>",
-    ),
-    "AccessDenied": (403, ""),
-    "ExpiredToken": (400, "<Token-0>TOKEN0TOKEN</Token-0>"),
-    "InvalidToken": (400, "<Token-0>TOKEN0TOKEN</Token-0>"),
-    "RequestTimeTooSkewed": (
-        403,
-        "<RequestTime>20261123T090500Z</RequestTime><ServerTime>2026-11-23T08:00:00Z</ServerTime>"
-        "<MaxAllowedSkewMilliseconds>900000</MaxAllowedSkewMilliseconds>",
-    ),
-    "PermanentRedirect": (301, "<Bucket>docs</Bucket>"),
-    "AuthorizationHeaderMalformed": (400, "<Region>eu-west-1</Region>"),
-    "NotImplemented": (501, "<Header>If-None-Match</Header>"),
-    "SlowDown": (503, ""),
-    "InternalError": (500, ""),
-    "ConditionalRequestConflict": (409, ""),
-}
 
 
 @dataclass

@@ -192,7 +192,8 @@ class Ledger:
             return keys
         keys = keys[~among(text_parts(keys), self._broken)]
         there = distinct(keys)
-        return keys[among(keys, there[first_rows(there)])]
+        own: np.ndarray = keys[among(keys, there[first_rows(there)])]
+        return own
 
     def one_commit_is_enough(self) -> bool:
         """Whether every written row stays, so that only rows known before may have to go."""
@@ -218,7 +219,8 @@ class Ledger:
             # What this run wrote is not among them; the same key here is a rest of a killed run.
             keep &= self._seen
         keep[1:] &= there.keys[1:] != there.keys[:-1]
-        return there.addresses[~keep]
+        out: np.ndarray = there.addresses[~keep]
+        return out
 
 
 MOST_SAMPLES = 512

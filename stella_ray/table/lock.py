@@ -184,7 +184,7 @@ class _Lease:
         self.uri, self.me, self.storage = uri, me, storage
         self._patient, self._path = filesystem(place, storage)
         # A try to renew that took as long as any other request would outlast the lease.
-        hasty = replace(storage, retry_seconds=max(1, int(me.lease_seconds / 3)))
+        hasty = replace(storage, retry_seconds=max(6, int(me.lease_seconds / 3)))
         self._hasty, _ = filesystem(place, hasty)
         self._etag = ""
         self._renewed = 0.0
@@ -214,8 +214,8 @@ class _Lease:
                 time.sleep(random.uniform(0, 0.2))
 
     def assure(self) -> None:
-        if self._lost is None and _now() - self._renewed > self.me.lease_seconds / 3:
-            with storage_errors(self.uri, self.storage):
+        with self._one_at_a_time, storage_errors(self.uri, self.storage):
+            if _now() - self._renewed > self.me.lease_seconds / 3:
                 self._renew(self._patient)
         if self._lost is not None:
             raise TableError(
@@ -227,10 +227,11 @@ class _Lease:
     def release(self) -> None:
         self._over.set()
         try:
-            # Once more, as a proof that what is deleted is ours.
-            self._renew(self._hasty)
-            if self._lost is None:
-                self._hasty.rm_file(self._path)
+            with self._one_at_a_time:
+                # Once more, as a proof that what is deleted is ours.
+                self._renew(self._hasty)
+                if self._lost is None:
+                    self._hasty.rm_file(self._path)
         except Exception as error:
             log.warning(
                 "%s: the lock couldn't be given back (%s) and expires after %g s",
@@ -240,7 +241,9 @@ class _Lease:
     def _renew_often(self) -> None:
         while not self._over.wait(self.me.lease_seconds / 3):
             try:
-                self._renew(self._hasty)
+                with self._one_at_a_time:
+                    if not self._over.is_set():
+                        self._renew(self._hasty)
             except Exception as error:
                 # Not lost yet: nobody can take it over before S3 answers again.
                 log.warning(
@@ -249,17 +252,16 @@ class _Lease:
                 )  # fmt: skip
 
     def _renew(self, store: Any) -> None:
-        with self._one_at_a_time:
-            for _ in range(3):
-                if self._lost is not None or self._put(store, _now(), IfMatch=self._etag):
-                    return
-                found = store.read_stamped(self._path)
-                other = _Holder.read(found[0]) if found else None
-                if found is None or other is None or other.token != self.me.token:
-                    self._lost = str(other or "a run that has ended")
-                else:
-                    # Written by a try of ours whose answer was lost.
-                    self._etag = found[1]
+        for _ in range(3):
+            if self._lost is not None or self._put(store, _now(), IfMatch=self._etag):
+                return
+            found = store.read_stamped(self._path)
+            other = _Holder.read(found[0]) if found else None
+            if found is None or other is None or other.token != self.me.token:
+                self._lost = str(other or "a run that has ended")
+            else:
+                # Written by a try of ours whose answer was lost.
+                self._etag = found[1]
 
     def _put(self, store: Any, asked: float, **condition: str) -> bool:
         self.me = replace(self.me, renewals=self.me.renewals + 1)
