@@ -131,5 +131,5 @@ class WeedServer(S3Server):
             "-ip.bind=127.0.0.1", "-s3", f"-s3.port={port}", f"-s3.config={folder / 's3.json'}",
             f"-master.port={free_port()}", f"-volume.port={free_port()}",
             f"-filer.port={free_port()}", "-volume.max=500",
-            "-master.volumeSizeLimitMB=64", "-s3.port.iceberg=0",
+            "-master.volumeSizeLimitMB=64", "-s3.port.iceberg=0", "-s3.port.lance=0",
         ]  # fmt: skip
