@@ -18,8 +18,6 @@ from typing import Literal
 
 import pyarrow as pa
 from ray.data import Dataset
-from stella_ray.table.gate import GateSettings
-from stella_ray.table.lock import TableLock, locked
 
 from stella_ray import settings
 from stella_ray.encode.models import EncoderSettings, EncoderSpec, find_encoder
@@ -39,8 +37,11 @@ from stella_ray.pipeline.report import RejectsFile, RunReport
 from stella_ray.pipeline.run import Guards, Run
 from stella_ray.pipeline.shards import Shard
 from stella_ray.rows import table_schema
-from stella_ray.storage import StorageSettings, absolute, check_store
+from stella_ray.storage import StorageSettings, absolute
+from stella_ray.storage_faults import check_store
+from stella_ray.table.gate import GateSettings
 from stella_ray.table.index import IndexSettings
+from stella_ray.table.lock import TableLock, locked
 from stella_ray.table.opening import LONG, open_for_run
 from stella_ray.table.vectors import VectorTable, table_uri
 
@@ -262,6 +263,8 @@ def main() -> None:
     """Read the settings first: a typo costs nothing."""
     job = settings.read_settings(EmbedJob, about=(__doc__ or "").split("\n\n")[0])
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    for chatty in ("botocore", "aiobotocore", "s3fs"):  # they tell where they found credentials
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     log.info("settings: %s", settings.shown(job))
     run(job)
 

@@ -26,7 +26,10 @@ from stella_ray.errors import SettingsError, StellaError, stella_error_in
 
 Settings = TypeVar("Settings")
 
-_SECRET = re.compile(r"secret|password|access_key|session_token|credential", re.IGNORECASE)
+_SECRET = re.compile(
+    r"secret|password|passwd|access_key|api_key|(session|auth|bearer|access)_token|credential",
+    re.IGNORECASE,
+)
 
 
 def _fields(kind: type, above: str = "") -> Iterator[tuple[str, Any]]:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import uuid
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["HF_HUB_OFFLINE"] = "0"
 
 import pytest
+
+if TYPE_CHECKING:
+    from stella_ray.storage import StorageSettings
+    from tests.s3 import FaultProxy, MotoServer, WeedServer
 
 HAN = sorted({chr(c) for c in range(0x4E00, 0x4E00 + 2_000)} | set("查询结果"))
 
@@ -100,8 +107,10 @@ def local_ray() -> Iterator[None]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        # The key of tests/s3.py's servers: workers keep the environment that Ray was started in.
+        keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "testtest"}
         ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="error",
-                 object_store_memory=512 << 20)  # fmt: skip
+                 object_store_memory=512 << 20, runtime_env={"env_vars": keys})  # fmt: skip
     yield
     ray.shutdown()
 
@@ -117,3 +126,101 @@ def write_jsonl() -> Callable[..., Path]:
         return path
 
     return go
+
+
+@dataclass(frozen=True)
+class S3Place:
+    """A fresh bucket on a real server over HTTP, with what opens it."""
+
+    endpoint_url: str
+    bucket: str
+    storage: StorageSettings
+    environment: dict[str, str]
+    """What a process needs to find it, besides `storage`; this process has it too."""
+
+    @property
+    def uri(self) -> str:
+        return f"s3://{self.bucket}"
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[MotoServer]:
+    """moto's server in a process of its own."""
+    from tests.s3 import MotoServer
+
+    with MotoServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def weed() -> Iterator[WeedServer]:
+    """SeaweedFS in a process of its own: checks keys and signatures."""
+    from tests.s3 import WeedServer
+
+    with WeedServer() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(moto: MotoServer, monkeypatch: pytest.MonkeyPatch) -> S3Place:
+    """A fresh bucket on moto, its credentials in the environment."""
+    return s3_place(moto.endpoint_url, monkeypatch)
+
+
+@pytest.fixture
+def weed_s3(weed: WeedServer, monkeypatch: pytest.MonkeyPatch) -> S3Place:
+    """A fresh bucket on SeaweedFS."""
+    return s3_place(weed.endpoint_url, monkeypatch)
+
+
+@pytest.fixture
+def s3_proxy(s3: S3Place) -> Iterator[FaultProxy]:
+    """A proxy before moto that breaks what a test tells it to: see `through`."""
+    from tests.s3 import FaultProxy
+
+    with FaultProxy(s3.endpoint_url) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def s3_fs(s3: S3Place) -> Any:
+    """The filesystem of `s3`, as the code under test opens it."""
+    from stella_ray.storage import filesystem
+
+    return filesystem(s3.uri, s3.storage)[0]
+
+
+def s3_place(endpoint_url: str, monkeypatch: pytest.MonkeyPatch) -> S3Place:
+    """Make a bucket, and the environment for it."""
+    from stella_ray.storage import StorageSettings
+    from stella_ray.storage_s3 import PatientS3FileSystem
+    from tests.s3 import ACCESS_KEY, SECRET_KEY, client
+
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    environment = {
+        "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+        # Neither a machine's own profile nor its role.
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "LANCE_LOG": "error",
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    # fsspec keeps filesystems, with the credentials of the test before.
+    PatientS3FileSystem.clear_instance_cache()
+    bucket = f"bucket-{uuid.uuid4().hex[:12]}"
+    asked = client(endpoint_url)
+    asked.create_bucket(Bucket=bucket)
+    asked.close()
+    storage = StorageSettings(endpoint_url=endpoint_url, retry_seconds=6)
+    return S3Place(endpoint_url, bucket, storage, environment)
+
+
+def through(place: S3Place, proxy: FaultProxy, retry_seconds: int = 6) -> StorageSettings:
+    """The settings that go to `place` through a proxy."""
+    return dataclasses.replace(
+        place.storage, endpoint_url=proxy.endpoint_url, retry_seconds=retry_seconds
+    )

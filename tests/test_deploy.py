@@ -1,4 +1,4 @@
-"""deploy/: what cron and Kubernetes are given is valid, fits together, and says what the job knows."""
+"""deploy/: what cron and Kubernetes are given is valid, fits together, and the job knows it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def cpus_and_gpus(group: dict[str, Any]) -> tuple[int, int]:
 
 
 def check_manifest(text: str) -> dict[str, list[Any]]:
-    """Schemas, names that refer to each other, the job's own settings, and room for its encoders."""
+    """Schemas, names that refer to each other, the job's settings, and room for its encoders."""
     objects = objects_of(text)
     names = {(kind, one["metadata"]["name"]) for kind, some in objects.items() for one in some}
     (cron,), (ray_job,) = objects["CronJob"], objects["RayJob"]

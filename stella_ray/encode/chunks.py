@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,9 +15,12 @@ from stella_ray.errors import SettingsError
 LOOK_BACK = 5
 """A cut is looked for in the last fifth of what fits: far enough for a sentence of 100 tokens."""
 
-CHARACTERS_PER_TOKEN = 1.5, 8.0
-"""The first guess of how far a window reaches (Chinese), and the most that is guessed for the next
-one: after a run of blanks, of which BERT makes no token, the guess would take in megabytes."""
+BYTES_PER_TOKEN = 4.5
+"""Of UTF-8, Chinese or English: a first guess of how far a window reaches."""
+
+MOST_CHARACTERS_PER_TOKEN = 8.0
+"""For the guesses after it: behind a run of blanks, of which BERT makes no token, what the last
+chunk had would take in megabytes."""
 
 _CLOSING = "”’』」）】》〉)\\]"
 _SENTENCE_END = re.compile(
@@ -25,6 +29,9 @@ _SENTENCE_END = re.compile(
     r"|(?<=\n))\s*"
 )
 _CLAUSE_END = re.compile(rf"((?<=[，；：、…])(?!…)[{_CLOSING}]*|(?<=[,;:])(?=\s))\s*")
+_BEHIND = frozenset("，。！？；：、…”’』」）】》〉,.!?;:)]")
+"""No chunk begins with one of these if it can be helped."""
+
 _INK = re.compile(r"\S")
 
 
@@ -80,8 +87,9 @@ def chunk_texts(
             " half of them: lower the overlap or raise max_tokens"
         )
     whole = tokenizer(texts, prefix)
+    cutter = _Cutter(tokenizer, prefix, overlap)
     pieces = {
-        i: list(_cut(tokenizer, texts[i], prefix, overlap))
+        i: list(cutter.cut(texts[i]))
         for i in np.flatnonzero(whole.truncated).tolist()
         if not texts[i].isspace()
     }
@@ -127,25 +135,62 @@ def _rows(tokens: Ragged, start: int, end: int) -> Ragged:
     return Ragged(values, offsets - offsets[0], tokens.truncated[start:end])
 
 
-def _cut(tokenizer: TextTokenizer, text: str, prefix: str, overlap: int) -> Iterator[_Piece]:
-    """The chunks of one text, in order."""
-    ink_end = len(text.rstrip())
-    start = done = 0
-    per_token = CHARACTERS_PER_TOKEN[0]
-    while done < ink_end:  # blanks at the end make no chunk: they stay with the last one
-        window = _read(tokenizer, text, start, prefix, per_token)
-        size, tokens = _first_chunk(tokenizer, window, prefix, ink_end - start)
-        per_token = min(size / len(tokens.values), CHARACTERS_PER_TOKEN[1])
-        end = start + size
-        if end <= done:  # begun inside a word, a chunk can cost more tokens than it gains
-            start = done
-        elif window.text[:size].isspace():
-            ink = _INK.search(text, end)
-            assert ink  # there is some before ink_end
-            start = done = ink.start()
-        else:
-            yield _Piece(start, end, tokens)
-            start, done = start + _next_start(window, size, overlap), end
+@dataclass(frozen=True)
+class _Cutter:
+    tokenizer: TextTokenizer
+    prefix: str
+    overlap: int
+
+    def cut(self, text: str) -> Iterator[_Piece]:
+        """The chunks of one text, in order."""
+        ink_end = len(text.rstrip())
+        start = done = 0
+        # Of this text alone: how far is read can move a cut, which must not hang on other texts.
+        head = text[:1_000]
+        per_token = BYTES_PER_TOKEN * len(head) / len(head.encode())
+        while done < ink_end:  # blanks at the end make no chunk: they stay with the last one
+            window = self._read(text, start, per_token)
+            size, tokens = self._first_chunk(window, ink_end - start)
+            per_token = min(size / len(tokens.values), MOST_CHARACTERS_PER_TOKEN)
+            end = start + size
+            if end <= done:  # begun inside a word, a chunk can cost more tokens than it gains
+                start = done
+            elif window.text[:size].isspace():
+                ink = _INK.search(text, end)
+                assert ink  # there is some before ink_end
+                start = done = ink.start()
+            else:
+                yield _Piece(start, end, tokens)
+                start, done = start + window.next_start(size, self.overlap), end
+
+    def _read(self, text: str, start: int, per_token: float) -> _Window:
+        most = self.tokenizer.max_tokens
+        reach = int(most * per_token * 1.15) + 16
+        while True:
+            part = text[start : start + reach]
+            places = self.tokenizer.places(part, self.prefix)
+            fit = max(most - places.others, 1)
+            if len(places) > fit:
+                return _Window(part, places, fit)
+            if start + reach >= len(text):
+                return _Window(part, places, len(places))
+            reach = int(reach * min(max(1.15 * most / (len(places) + 1), 1.25), 2)) + 1
+
+    def _first_chunk(self, window: _Window, ink_end: int) -> tuple[int, Ragged]:
+        """How many characters of the window its chunk takes, and the chunk's tokens."""
+        size = len(window.text) if window.is_rest() else window.cut_place(window.fit, ink_end)
+        step = 1
+        while True:
+            ids = self.tokenizer.ids(self.prefix + window.text[:size])
+            over = len(ids) - self.tokenizer.max_tokens
+            if over <= 0:
+                row = np.array(ids, self.tokenizer.id_type)
+                return size, Ragged(row, np.array([0, len(row)]), np.array([False]))
+            if size == window.least():
+                return size, self.tokenizer([window.text[:size]], self.prefix)
+            held = bisect_left(window.places, size)
+            size = window.cut_place(held - max(over, step), ink_end)
+            step *= 2
 
 
 @dataclass(frozen=True)
@@ -154,7 +199,7 @@ class _Window:
 
     Attributes:
         text: a little more than fits, unless the document ends.
-        places: where its tokens are.
+        places: where its tokens begin.
         fit: how many of its tokens fit; all of them only where the document ends with them.
     """
 
@@ -162,79 +207,45 @@ class _Window:
     places: TokenPlaces
     fit: int
 
-    def least(self) -> int:
-        """The smallest chunk: its first token's first character, and the blanks before it."""
-        return int(self.places.starts[0]) + 1
-
     def is_rest(self) -> bool:
         """Whether the whole rest of the document fits."""
-        return self.fit == len(self.places.starts)
+        return self.fit == len(self.places)
 
+    def least(self) -> int:
+        """The smallest chunk: its first token's first character, and the blanks before it."""
+        return self.places[0] + 1
 
-def _read(
-    tokenizer: TextTokenizer, text: str, start: int, prefix: str, per_token: float
-) -> _Window:
-    reach = int(tokenizer.max_tokens * per_token * 1.2) + 16
-    while True:
-        part = text[start : start + reach]
-        places = tokenizer.places(part, prefix)
-        fit = max(tokenizer.max_tokens - places.others, 1)
-        if len(places.starts) > fit:
-            return _Window(part, places, fit)
-        if start + reach >= len(text):
-            return _Window(part, places, len(places.starts))
-        reach *= 2
+    def cut_place(self, fit: int, ink_end: int) -> int:
+        """The best place to cut so that `fit` tokens lie before it, or up to a fifth fewer."""
+        least = self.least()
+        low, high = (max(self.places[max(at, 0)], least) for at in (fit - fit // LOOK_BACK, fit))
+        if low < ink_end <= high:  # only blanks are left, and don't fit: keep ink to go with them
+            high = ink_end - 1
+        return max(self._boundaries(low, high), default=high)
 
+    def next_start(self, size: int, overlap: int) -> int:
+        """Where the chunk behind the first `size` characters begins."""
+        if not overlap:
+            return size
+        back = bisect_left(self.places, size) - overlap
+        low = min(max(self.places[max(back, 0)], 1), size)
+        last_ink = len(self.text[:size].rstrip()) - 1
+        return min(self._boundaries(low, last_ink), default=low)
 
-def _first_chunk(
-    tokenizer: TextTokenizer, window: _Window, prefix: str, ink_end: int
-) -> tuple[int, Ragged]:
-    """How many characters of the window its chunk takes, and the chunk's tokens."""
-    size = len(window.text) if window.is_rest() else _cut_place(window, window.fit, ink_end)
-    step = 1
-    while True:
-        ids = tokenizer.ids(prefix + window.text[:size])
-        over = len(ids) - tokenizer.max_tokens
-        if over <= 0:
-            row = np.array(ids, tokenizer.id_type)
-            return size, Ragged(row, np.array([0, len(row)]), np.array([False]))
-        if size == window.least():
-            return size, tokenizer([window.text[:size]], prefix)
-        held = int(np.searchsorted(window.places.starts, size))
-        size = _cut_place(window, held - max(over, step), ink_end)
-        step *= 2
-
-
-def _cut_place(window: _Window, fit: int, ink_end: int) -> int:
-    """The best place to cut so that `fit` tokens lie before it, or somewhat fewer."""
-    least, starts = window.least(), window.places.starts
-    low, high = (max(int(starts[max(at, 0)]), least) for at in (fit - fit // LOOK_BACK, fit))
-    if low < ink_end <= high:  # only blanks are left, and don't fit: they need ink to lie behind
-        high = ink_end - 1
-    return max(_boundaries(window, low, high), default=high)
-
-
-def _next_start(window: _Window, size: int, overlap: int) -> int:
-    """Where the chunk after the window's first `size` characters begins."""
-    if not overlap:
-        return size
-    starts = window.places.starts
-    back = int(np.searchsorted(starts, size)) - overlap
-    low = min(max(int(starts[max(back, 0)]), 1), size)
-    last_ink = len(window.text[:size].rstrip()) - 1
-    return min(_boundaries(window, low, last_ink), default=low)
-
-
-def _boundaries(window: _Window, low: int, high: int) -> list[int]:
-    """The places from `low` to `high` that part sentences; if none clauses; if none words."""
-    for kind in (_SENTENCE_END, _CLAUSE_END):
-        # From before `low`, for the end that begins there with a bracket or a blank.
-        found = [
-            min(end.end(), high)
-            for end in kind.finditer(window.text, max(low - 8, 0))
-            if end.end(1) <= high and end.end() >= low
+    def _boundaries(self, low: int, high: int) -> list[int]:
+        """The places from `low` to `high` that part sentences; if none clauses; if none words."""
+        for kind in (_SENTENCE_END, _CLAUSE_END):
+            # From before `low`, for the end that begins there with a bracket or a blank.
+            found = [
+                min(end.end(), high)
+                for end in kind.finditer(self.text, max(low - 8, 0))
+                if end.end(1) <= high and end.end() >= low
+            ]
+            if found:
+                return found
+        inside = range(max(bisect_left(self.places, low), 1), bisect_right(self.places, high))
+        return [
+            self.places[token]
+            for token in inside
+            if self.places.begins_word(token) and self.text[self.places[token]] not in _BEHIND
         ]
-        if found:
-            return found
-    words = window.places.words
-    return [int(word) for word in words[(words >= low) & (words <= high)]]

@@ -42,19 +42,43 @@ class Ragged:
         return np.diff(self.offsets)
 
 
-@dataclass(frozen=True)
 class TokenPlaces:
-    """Where the tokens of a text lie in it, in characters of the text as it is.
+    """Where each of a text's own tokens begins, in characters of the text as it is.
+
+    Looked up when asked for: a cut asks for a few of them, and a list of all costs as much as half
+    of the tokenising.
 
     Attributes:
-        starts: of each of the text's own tokens, int64 [tokens].
-        words: the starts of those that don't go on with a word, int64 [words].
         others: how many tokens there are besides: the prefix's and the special ones.
     """
 
-    starts: np.ndarray
-    words: np.ndarray
-    others: int
+    def __init__(self, encoding: Any, before: int, special_behind: int) -> None:
+        self._encoding, self._before = encoding, before
+        last = len(encoding) - special_behind
+        # One token may hold the prefix's last space and the text's first word.
+        self._first = next((i for i in range(last) if self._span(i)[1] > before), last)
+        self._count = last - self._first
+        self.others = len(encoding) - self._count
+
+    def _span(self, token: int) -> tuple[int, int]:
+        # A special token put before the text has no place.
+        span: tuple[int, int] | None = self._encoding.token_to_chars(token)
+        return span or (0, 0)
+
+    def __len__(self) -> int:
+        """How many tokens."""
+        return self._count
+
+    def __getitem__(self, token: int) -> int:
+        """Where a token begins; only the text's first one may begin in the prefix, hence the 0."""
+        if not 0 <= token < self._count:
+            raise IndexError(token)
+        return max(self._span(self._first + token)[0] - self._before, 0)
+
+    def begins_word(self, token: int) -> bool:
+        """Whether a token but the first doesn't go on with the word of the one before."""
+        word = self._encoding.token_to_word
+        return bool(word(self._first + token) != word(self._first + token - 1))
 
 
 class TextTokenizer:
@@ -114,14 +138,7 @@ class TextTokenizer:
     def places(self, text: str, prefix: str = "") -> TokenPlaces:
         """Tokenise `prefix + text`, uncut, for where the text could be cut."""
         encoding = self._tokenizer.encode(prefix + text)
-        spans = np.array(encoding.offsets, np.int64).reshape(-1, 2) - len(prefix)
-        # One token may hold the prefix's last space and the text's first word.  Special tokens
-        # lie at 0 to 0.
-        own = spans[:, 1] > 0
-        starts = np.maximum(spans[own, 0], 0)
-        word = np.array([-1 if w is None else w for w in encoding.word_ids], np.int64)[own]
-        begins = np.diff(word, prepend=-1) != 0
-        return TokenPlaces(starts, starts[begins], len(own) - len(starts))
+        return TokenPlaces(encoding, len(prefix), len(self._suffix))
 
 
 def _load(folder: Path) -> Any:

@@ -151,7 +151,10 @@ def size_pool(settings: PoolSettings) -> Pool:
     else:
         encoders = settings.encoders or max(1, int(cpus // CPUS_PER_CPU_ENCODER))
         task_cpus = TASK_CPUS
-        each = settings.cpus_per_encoder or max(0.5, (cpus - 2 * task_cpus) / encoders)
+        largest = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
+        # Beside an encoder its node has room for both kinds of task, so that one node is enough.
+        share = min(largest - 2 * task_cpus, (cpus - 2 * task_cpus) / encoders)
+        each = settings.cpus_per_encoder or max(0.5, share)
     if per_gpu * encoders > gpus:
         raise SettingsError(
             f"{encoders} encoders with {per_gpu:g} GPU each need {per_gpu * encoders:g} GPUs, the"

@@ -26,7 +26,8 @@ from stella_ray.pipeline.shards import (
     read_shard,
     shard_format,
 )
-from stella_ray.storage import StorageSettings, absolute, filesystem, storage_errors
+from stella_ray.storage import StorageSettings, absolute, filesystem
+from stella_ray.storage_faults import storage_errors
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def _shards_of(item: str, storage: StorageSettings) -> list[Shard]:
     store, path = filesystem(item, storage)
     scheme = item.partition("://")[0] + "://" if "://" in item else ""
     try:
-        with storage_errors(item, "listing the corpus", CorpusError):
+        with storage_errors(item, storage, CorpusError):
             infos, named = _infos(store, path, item)
     except PermissionError as error:
         raise CorpusError(f"{item}: can't be listed ({error}); check its permissions") from None

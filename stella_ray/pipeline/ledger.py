@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from stella_ray.rows import DOC_BYTES, KEY_BYTES, TEXT_BYTES, chunk_keys
-from stella_ray.table.keys import KnownKeys
+from stella_ray.table.keys import KnownKeys, among, distinct
 
 _KEY = f"S{KEY_BYTES}"
 _TEXT = f"S{DOC_BYTES + TEXT_BYTES}"
@@ -83,10 +83,10 @@ class Ledger:
             counts.bad_shards += len(row["bad_shards"])
             self._count_rejects(row["rejects"], np.frombuffer(row["broken"], _KEY))
             seen = np.frombuffer(row["seen"], np.int64)
-            distinct = np.unique(seen)
-            new = distinct[~self._seen[distinct]]
+            places = np.unique(seen)
+            new = places[~self._seen[places]]
             counts.repeated += self._documents_at(seen) - self._documents_at(new)
-            self._seen[distinct] = True
+            self._seen[places] = True
             fresh, refreshed = (
                 np.frombuffer(row[k], _KEY) for k in ("fresh_keys", "refreshed_keys")
             )
@@ -99,7 +99,7 @@ class Ledger:
         """Count each rejected document once; the last rejects are those of `broken` chunks."""
         plain = len(rejects) - len(broken)
         self.counts.rejected += plain
-        self._broken = np.union1d(self._broken, text_parts(broken))
+        self._broken = distinct(np.concatenate([self._broken, text_parts(broken)]))
         for one in rejects[plain:]:
             place = (one["shard"], one["row"], one["doc_id"])
             self.counts.rejected += not self.chunked or place not in self._broken_places
@@ -119,7 +119,7 @@ class Ledger:
     @property
     def unchanged(self) -> int:
         """Known documents that the corpus still has as they are."""
-        kept = self._seen & ~np.isin(self.known.keys, self.losers)
+        kept = self._seen & ~among(self.known.keys, self.losers)
         return self._documents_at(np.flatnonzero(kept)) - self.kept_unseen
 
     def written(self) -> np.ndarray:
@@ -129,10 +129,10 @@ class Ledger:
     def expected(self) -> np.ndarray:
         """The keys that the finished table must hold: sorted, each once."""
         if self._expected is None:  # sorts every key, and the end of a run asks many times
-            keys = np.unique(np.concatenate([self.known.keys[self._seen], self.written()]))
+            keys = distinct(np.concatenate([self.known.keys[self._seen], self.written()]))
             if len(self._broken):  # a document without one of its chunks must go whole
-                keys = keys[~np.isin(text_parts(keys), self._broken)]
-            self._expected = np.setdiff1d(keys, self.losers, assume_unique=True)
+                keys = keys[~among(text_parts(keys), self._broken)]
+            self._expected = keys[~among(keys, self.losers)] if len(self.losers) else keys
         return self._expected
 
     def documents(self) -> int:
@@ -144,19 +144,19 @@ class Ledger:
         """The document parts (S7) of more than one text or kept column: ids that may be doubled."""
         keys = self.expected()
         docs = document_parts(keys[first_rows(keys)] if self.chunked else keys)
-        return np.unique(docs[1:][docs[1:] == docs[:-1]])
+        return distinct(docs[1:][docs[1:] == docs[:-1]])
 
     def strike(self, losing_keys: list[bytes]) -> None:
         """Strike documents that lost their id to another off the books; a key for each such row."""
         losing = np.array(losing_keys, _KEY)
-        distinct = np.unique(losing)
+        named = distinct(losing)
         keys = self.expected()
         document = np.cumsum(first_rows(keys)) if self.chunked else np.arange(len(keys))
-        of_losers = np.isin(document, document[np.isin(keys, distinct)])
+        of_losers = np.isin(document, document[among(keys, named)])
         self.losers, self._expected = keys[of_losers], None
         self.counts.rejected += len(losing)
         # A losing row that came several times was counted as a repeat of itself.
-        self.counts.repeated -= len(losing) - len(distinct)
+        self.counts.repeated -= len(losing) - len(named)
 
     def keep_unseen(self) -> int:
         """Keep the known documents that the corpus didn't show; replaced texts go all the same.
@@ -164,7 +164,7 @@ class Ledger:
         Returns:
             How many documents are kept so.
         """
-        unseen = ~np.isin(document_parts(self.known.keys), document_parts(self.expected()))
+        unseen = ~among(document_parts(self.known.keys), document_parts(self.expected()))
         kept = self._documents_at(np.flatnonzero(unseen))
         self._seen |= unseen
         self.kept_unseen, self._expected = kept, None
@@ -174,13 +174,13 @@ class Ledger:
     def repeated(self) -> int:
         """Rows of the corpus that are the same in all as another one."""
         documents = self._documents_of([*self._fresh, *self._refreshed])
-        return self.counts.repeated + len(documents) - len(np.unique(documents))
+        return self.counts.repeated + len(documents) - len(distinct(documents))
 
     def embedded_and_refreshed(self) -> tuple[int, int]:
         """Documents of this run that stay: embedded ones, and ones that kept their vectors."""
         keep = self.expected()
         fresh, refreshed = (
-            np.isin(np.unique(self._documents_of(keys)), keep).sum()
+            among(distinct(self._documents_of(keys)), keep).sum()
             for keys in (self._fresh, self._refreshed)
         )
         return int(fresh), int(refreshed)
@@ -190,34 +190,37 @@ class Ledger:
         keys = np.concatenate([np.empty(0, _KEY), *written])
         if not self.chunked:
             return keys
-        keys = keys[~np.isin(text_parts(keys), self._broken)]
-        distinct = np.unique(keys)
-        return keys[np.isin(keys, distinct[first_rows(distinct)])]
+        keys = keys[~among(text_parts(keys), self._broken)]
+        there = distinct(keys)
+        own: np.ndarray = keys[among(keys, there[first_rows(there)])]
+        return own
 
     def one_commit_is_enough(self) -> bool:
         """Whether every written row stays, so that only rows known before may have to go."""
         written = self.written()
         fine = not len(self.losers) and not (self.chunked and len(self._broken))
-        return fine and len(np.unique(written)) == len(written)
+        return fine and len(distinct(written)) == len(written)
 
     def vanished_documents(self) -> tuple[int, int]:
         """Documents that were known and are in the corpus no more, and all that were known."""
-        before = np.unique(document_parts(self.known.keys))
-        now = np.unique(document_parts(self.expected()))
-        return len(np.setdiff1d(before, now, assume_unique=True)), len(before)
+        before, now = (
+            distinct(document_parts(keys)) for keys in (self.known.keys, self.expected())
+        )
+        return int((~among(before, now)).sum()), len(before)
 
     def gone(self) -> int:
         """Known documents that the finished table doesn't hold as they were."""
-        return self._documents_at(np.flatnonzero(~np.isin(self.known.keys, self.expected())))
+        return self._documents_at(np.flatnonzero(~among(self.known.keys, self.expected())))
 
     def doomed(self, there: KnownKeys) -> np.ndarray:
         """The addresses of rows in a version that must go: stale ones and repeats, uint64."""
-        keep = np.isin(there.keys, self.expected())
+        keep = among(there.keys, self.expected())
         if there is self.known:
             # What this run wrote is not among them; the same key here is a rest of a killed run.
             keep &= self._seen
         keep[1:] &= there.keys[1:] != there.keys[:-1]
-        return there.addresses[~keep]
+        out: np.ndarray = there.addresses[~keep]
+        return out
 
 
 MOST_SAMPLES = 512

@@ -12,7 +12,8 @@ from typing import IO, Any
 import pyarrow as pa
 
 from stella_ray.errors import BadShard, CorpusError, StellaError
-from stella_ray.storage import StorageSettings, filesystem, is_s3, storage_errors
+from stella_ray.storage import StorageSettings, filesystem, is_s3
+from stella_ray.storage_faults import storage_errors
 
 READ_BUFFER = 1 << 20
 
@@ -23,14 +24,23 @@ class StoreFile(io.RawIOBase):
     Arrow and gzip raise OSError for damaged data as a store does for a lost connection.
     """
 
-    def __init__(self, file: Any, path: str) -> None:
+    def __init__(self, file: Any, path: str, storage: StorageSettings) -> None:
         self._file = file
         self._path = path
+        self._storage = storage
 
     def readinto(self, buffer: Any) -> int:
         """Read into `buffer`."""
-        with storage_errors(self._path, "reading the shard", CorpusError):
-            count: int = self._file.readinto(buffer)
+        try:
+            with storage_errors(self._path, self._storage, CorpusError):
+                count: int = self._file.readinto(buffer)
+        except (StellaError, FileNotFoundError):
+            raise
+        except Exception as error:
+            raise CorpusError(
+                f"{self._path}: its store failed while it was read"
+                f" ({type(error).__name__}: {' '.join(str(error).split())[:200]}); run again"
+            ) from error
         return count
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
@@ -77,12 +87,14 @@ def reading(
     store, inner = filesystem(path, storage)
     known = {"size": size} if size and is_s3(path) else {}
     try:
-        with storage_errors(path, "opening the shard", CorpusError):
+        with storage_errors(path, storage, CorpusError):
             raw = store.open(inner, "rb", **known)
-        with io.BufferedReader(StoreFile(raw, path), READ_BUFFER) as file:
-            yield file  # type: ignore[misc]
+        with io.BufferedReader(StoreFile(raw, path, storage), READ_BUFFER) as file:
+            yield file
     except StellaError:
         raise
+    except PermissionError as error:
+        raise CorpusError(f"{path}: may not be read ({error}); check its permissions") from None
     except FileNotFoundError:
         raise BadShard(f"{path}: the shard is gone; it was there when the run began") from None
     except (OSError, EOFError, zlib.error, pa.ArrowException, csv.Error, UnicodeError) as error:

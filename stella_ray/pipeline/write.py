@@ -100,7 +100,8 @@ def write(
 def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """The numbers start, start + 1, … of each range, one after another, int64."""
     inside = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    return (np.repeat(starts, counts) + inside).astype(np.int64)
+    out: np.ndarray = np.repeat(starts, counts) + inside
+    return out.astype(np.int64)
 
 
 def _refreshed(

@@ -17,6 +17,7 @@ from lance.fragment import write_fragments
 
 from stella_ray.errors import StellaError, TableError
 from stella_ray.storage import StorageSettings, is_s3, lance_options
+from stella_ray.storage_faults import explain, without_secrets
 
 ROWS_PER_TAKE = 8_192
 
@@ -31,12 +32,15 @@ _PLACE_IN_SOURCE = re.compile(r",? ?\S+\.rs:\d+:\d+")
 
 def reason(error: Exception) -> str:
     """The first line of Lance's own words, without the places in its source."""
-    return _PLACE_IN_SOURCE.sub("", str(error).strip().split("\n")[0])[:300]
+    first = without_secrets(str(error)).strip().split("\n")[0]
+    return _PLACE_IN_SOURCE.sub("", first)[:300]
 
 
 @contextmanager
-def lance_errors(uri: str, doing: str) -> Iterator[None]:
-    """Turn Lance's errors into one line.
+def lance_errors(
+    uri: str, doing: str, storage: StorageSettings = StorageSettings()
+) -> Iterator[None]:
+    """Turn Lance's errors into one line; S3's refusals into what they mean.
 
     Raises:
         TableError: what was being done, to which table, and the first line of Lance's own words.
@@ -46,6 +50,8 @@ def lance_errors(uri: str, doing: str) -> Iterator[None]:
     except StellaError:
         raise
     except (OSError, ValueError, RuntimeError, pa.ArrowException) as error:
+        if line := explain(error, uri, storage):
+            raise TableError(f"{line} ({doing})") from error
         raise TableError(f"{uri}: {doing} failed: {reason(error)}") from error
 
 
@@ -60,7 +66,7 @@ def tried(uri: str, storage: StorageSettings, call: Callable[[], Result]) -> Res
     while True:
         try:
             return call()
-        except (OSError, ValueError, RuntimeError, TableError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             if not dropped(uri, error) or time.monotonic() > until:
                 raise
             log.warning("%s: trying again after %s", uri, reason(error))
@@ -70,7 +76,7 @@ def tried(uri: str, storage: StorageSettings, call: Callable[[], Result]) -> Res
 
 def dropped(uri: str, error: Exception) -> bool:
     """Whether S3 failed to do what it was asked, rather than refused it."""
-    words = str(error)
+    words = str(error.__cause__ if isinstance(error, TableError) else error)
     return is_s3(uri) and "LanceError(IO)" in words and not _REFUSED.search(words)
 
 
@@ -82,7 +88,7 @@ def write_rows(
     Returns:
         One JSON text for each fragment, a few hundred bytes.
     """
-    with lance_errors(uri, "writing rows"):
+    with lance_errors(uri, "writing rows", storage):
         fragments = tried(
             uri,
             storage,
@@ -105,7 +111,7 @@ def rows_at(
     storage: StorageSettings = StorageSettings(),
 ) -> pa.Table:
     """Read the rows at these addresses, in their order; runs on a worker."""
-    with lance_errors(uri, "reading rows"):
+    with lance_errors(uri, "reading rows", storage):
         dataset = lance.dataset(uri, version=version, storage_options=lance_options(uri, storage))
         parts = [
             dataset._take_rows(

@@ -12,18 +12,17 @@ Every check is made even if one before it failed: who looks at the night sees al
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import repeat
 
 import lance
 import numpy as np
 import pyarrow as pa
 
 from stella_ray.errors import IncompleteRun, SettingsError, TableError
-from stella_ray.rows import DOC_BYTES, KEY_BYTES, TEXT_BYTES, key_array
-from stella_ray.table.fragments import ROWS_PER_TAKE, lance_errors
+from stella_ray.table.documents import broken_documents, take
+from stella_ray.table.fragments import lance_errors
 from stella_ray.table.index import uncovered_rows
 from stella_ray.table.keys import KnownKeys
 from stella_ray.table.recall import recall
@@ -32,13 +31,10 @@ from stella_ray.table.vectors import VectorTable
 NEIGHBOURS = 10
 """Hits that recall is measured on."""
 
-MAX_SUSPECTS = 100_000
-"""Rows that may share the 56 bits of an id: by chance, a billion documents have about fourteen."""
-
 READ_AHEAD = 64 << 20
-"""Bytes that the scan of new vectors has in flight; Lance's own 2 GiB would be the driver's peak."""
-
-CHUNKS = ("chunk", "chunks")
+ROWS_PER_BATCH = 1_024
+"""What the scan of new vectors has in flight and in hand: by Lance's own 2 GiB and all fragments at
+once, the driver would need the most memory here."""
 
 Samples = tuple[np.ndarray, np.ndarray]
 """Keys, `S16` [n], and the vectors that the encoder gave for these rows alone, float32 [n, dim]."""
@@ -100,7 +96,7 @@ def check_gate(
         published: a version that passed the gate, whose data files need not be read again.
     """
     known = table.known()
-    checks: list[Callable[[], GateCheck]] = [
+    checks = [
         partial(_rows, known, expected),
         partial(_documents, table, known),
         partial(_vectors, table, published, settings.max_norm_error),
@@ -108,7 +104,7 @@ def check_gate(
         partial(_recall, table, settings),
         partial(_encoding, table, known, samples, settings.min_cosine),
     ]
-    return [_tried(check) for check in checks]
+    return [_tried(table, check) for check in checks]
 
 
 def refuse(table: VectorTable, checks: Sequence[GateCheck]) -> None:
@@ -127,11 +123,12 @@ def refuse(table: VectorTable, checks: Sequence[GateCheck]) -> None:
         )
 
 
-def _tried(check: Callable[[], GateCheck]) -> GateCheck:
+def _tried(table: VectorTable, check: partial[GateCheck]) -> GateCheck:
     try:
-        return check()
-    except TableError as error:  # such as an index that can't be read
-        name = check.func.__name__.strip("_")  # type: ignore[attr-defined]
+        with lance_errors(table.uri, "reading it", table.storage):
+            return check()
+    except TableError as error:  # such as an index file that is damaged
+        name = check.func.__name__.strip("_")
         return GateCheck(name, False, f"could not be checked: {error}", "a readable table")
 
 
@@ -150,62 +147,12 @@ def _rows(known: KnownKeys, expected: np.ndarray) -> GateCheck:
 
 
 def _documents(table: VectorTable, known: KnownKeys) -> GateCheck:
-    """Look at the keys alone; at the real ids only where these leave a doubt.
-
-    Sorted keys have a document's rows side by side, in the order of their chunks.
-    """
     want = "each id one document, each of its chunks once"
-    documents = _starts(known.keys, DOC_BYTES)
-    first = np.flatnonzero(np.r_[True, documents[1:] != documents[:-1]][: len(documents)])
-    lengths = np.diff(np.r_[first, len(documents)])
-    if "chunk" in table.dataset.schema.names:
-        texts = _starts(known.keys, DOC_BYTES + TEXT_BYTES)
-        mixed = np.r_[False, (documents[1:] == documents[:-1]) & (texts[1:] != texts[:-1])]
-        doubtful = np.zeros(len(first), bool)
-        doubtful[np.searchsorted(first, np.flatnonzero(mixed), "right") - 1] = True
-        with lance_errors(table.uri, "reading the chunk numbers"):
-            scan = table.dataset.scanner(columns=["row_key", "chunk", "chunks"])
-            for batch in scan.to_batches():
-                at = np.searchsorted(known.keys, key_array(batch))
-                group = np.searchsorted(first, at, "right") - 1
-                wrong = _numbers(batch, "chunk") != at - first[group]
-                wrong |= _numbers(batch, "chunks") != lengths[group]
-                doubtful[group[wrong]] = True
-    else:
-        doubtful = lengths > 1
-    suspects = np.flatnonzero(np.repeat(doubtful, lengths))
-    if len(suspects) > MAX_SUSPECTS:
-        found = f"{int(doubtful.sum()):,} documents with doubled ids or wrong chunks"
-        return GateCheck("documents", False, found, want)
-    wrong_ids = _wrong_documents(table, known, suspects)
-    if wrong_ids:
-        found = f"{len(wrong_ids):,} ids with several texts or wrong chunks: {wrong_ids[:3]}"
-        return GateCheck("documents", False, found, want)
-    return GateCheck("documents", True, f"{len(first):,} documents", want)
-
-
-def _wrong_documents(table: VectorTable, known: KnownKeys, suspects: np.ndarray) -> list[str]:
-    """The ids among the suspects whose rows really aren't one whole document."""
-    chunked = "chunk" in table.dataset.schema.names
-    texts = _starts(known.keys[suspects], DOC_BYTES + TEXT_BYTES).tolist()
-    rows = _take(table, known.addresses[suspects], ["doc_id", *(CHUNKS if chunked else ())])
-    # An unchunked document is one of a single chunk.
-    parts = zip(*(_numbers(rows, name).tolist() for name in CHUNKS), strict=True) if chunked else ()
-    by_id: dict[str, list[tuple[tuple[int, int], bytes]]] = {}
-    for doc_id, part, text in zip(
-        rows["doc_id"].to_pylist(), parts or repeat((0, 1), len(rows)), texts, strict=True
-    ):
-        by_id.setdefault(doc_id, []).append((part, text))
-    return [doc_id for doc_id, found in by_id.items() if not _is_whole(found)]
-
-
-def _is_whole(rows: list[tuple[tuple[int, int], bytes]]) -> bool:
-    """Whether the rows of one id are one text's chunks 0 to chunks - 1."""
-    chunks = rows[0][0][1]
-    return (
-        sorted(number for (number, _), _ in rows) == list(range(chunks))
-        and len({(count, text) for (_, count), text in rows}) == 1
-    )
+    documents, wrong, examples = broken_documents(table, known)
+    if not wrong:
+        return GateCheck("documents", True, f"{documents:,} documents", want)
+    found = f"{wrong:,} ids with several texts or wrong chunks"
+    return GateCheck("documents", False, f"{found}{f', as {examples}' if examples else ''}", want)
 
 
 def _vectors(table: VectorTable, published: int | None, max_norm_error: float) -> GateCheck:
@@ -222,7 +169,7 @@ def _vectors(table: VectorTable, published: int | None, max_norm_error: float) -
             example = addresses[wrong][:1]
     if example is None:
         return GateCheck("vectors", True, f"{read:,} new rows, all unit vectors", want)
-    doc_id = _take(table, example, ["doc_id"])["doc_id"][0].as_py()
+    doc_id = take(table, example, ["doc_id"])["doc_id"][0].as_py()
     found = f"{bad:,} of {read:,} new rows hold no unit vector, {doc_id!r} for one"
     return GateCheck("vectors", False, found, want)
 
@@ -231,16 +178,21 @@ def _new_vectors(
     table: VectorTable, published: int | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield vectors, float32 [rows, dim], and addresses of what lies in files that are new."""
-    with lance_errors(table.uri, "reading the new vectors"):
+    with lance_errors(table.uri, "reading the new vectors", table.storage):
         dataset = table.dataset
         old = set() if published is None else _files(dataset.checkout_version(published))
         new = [f for f in dataset.get_fragments() if not old.issuperset(_files_of(f))]
         if not new:
             return
         scan = dataset.scanner(
-            columns=["vector"], fragments=new, with_row_address=True,
-            batch_size=ROWS_PER_TAKE, batch_readahead=2, io_buffer_size=READ_AHEAD,
-        )  # fmt: skip
+            columns=["vector"],
+            fragments=new,
+            with_row_address=True,
+            batch_size=ROWS_PER_BATCH,
+            batch_readahead=2,
+            fragment_readahead=1,
+            io_buffer_size=READ_AHEAD,
+        )
         for batch in scan.to_batches():
             yield _matrix(batch.column("vector")), batch.column("_rowaddr").to_numpy()
 
@@ -278,7 +230,7 @@ def _encoding(
     at, alone = at[at >= 0], alone[at >= 0]
     if not len(at):
         return GateCheck("encoding", True, "no fresh row", want)
-    rows = _take(table, known.addresses[at], ["doc_id", "vector"])
+    rows = take(table, known.addresses[at], ["doc_id", "vector"])
     stored, alone = _matrix(rows["vector"]).astype(np.float64), alone.astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         cosines = (stored * alone).sum(1) / (
@@ -294,12 +246,6 @@ def _encoding(
     return GateCheck("encoding", False, found, want)
 
 
-def _take(table: VectorTable, addresses: np.ndarray, columns: list[str]) -> pa.Table:
-    """Read few rows, in the order of their addresses given."""
-    with lance_errors(table.uri, "reading rows"):
-        return table.dataset._take_rows(addresses.tolist(), columns=columns)
-
-
 def _matrix(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """Vectors as float32 [rows, dim]; nulls are NaN."""
     if isinstance(column, pa.ChunkedArray):
@@ -309,14 +255,3 @@ def _matrix(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
     there = column.is_valid().to_numpy(zero_copy_only=False)
     out[there] = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, out.shape[1])
     return out
-
-
-def _numbers(rows: pa.Table | pa.RecordBatch, name: str) -> np.ndarray:
-    """An int32 column; nulls are -1."""
-    return rows.column(name).fill_null(-1).to_numpy()
-
-
-def _starts(keys: np.ndarray, count: int) -> np.ndarray:
-    """The first `count` bytes of each key, `S{count}` [rows]."""
-    raw = np.ascontiguousarray(keys).view(np.uint8).reshape(len(keys), KEY_BYTES)
-    return np.ascontiguousarray(raw[:, :count]).view(f"S{count}").reshape(-1)

@@ -93,7 +93,7 @@ def tidy(table: VectorTable, settings: IndexSettings = IndexSettings()) -> None:
 
 def uncovered_rows(table: VectorTable) -> dict[str, int]:
     """For each index, the rows that it doesn't cover; all 0 after `tidy`."""
-    with lance_errors(table.uri, "reading the indexes"):
+    with lance_errors(table.uri, "reading the indexes", table.storage):
         rows = {f.fragment_id: f.count_rows() for f in table.dataset.get_fragments()}
         return {
             index.name: sum(rows[number] for number in rows.keys() - _covered(index))
@@ -106,17 +106,17 @@ def _covered(index: Any) -> set[int]:
 
 
 def _tidy(table: VectorTable, settings: IndexSettings) -> None:
-    with lance_errors(table.uri, "opening the newest version"):
+    with lance_errors(table.uri, "opening the newest version", table.storage):
         table.dataset.checkout_latest()
-    with lance_errors(table.uri, "compacting"):
+    with lance_errors(table.uri, "compacting", table.storage):
         _compact(table)
     if table.dataset.count_rows() == 0:
         return
-    with lance_errors(table.uri, "indexing doc_id"):
+    with lance_errors(table.uri, "indexing doc_id", table.storage):
         _index_ids(table)
-    with lance_errors(table.uri, "indexing text"):
+    with lance_errors(table.uri, "indexing text", table.storage):
         _index_text(table, wanted=settings.text and "text" in table.dataset.schema.names)
-    with lance_errors(table.uri, "indexing vectors"):
+    with lance_errors(table.uri, "indexing vectors", table.storage):
         _index_vectors(table, settings)
 
 

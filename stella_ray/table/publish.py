@@ -58,7 +58,7 @@ def rollback(uri: str, storage: StorageSettings = StorageSettings()) -> tuple[in
     tags = table.tagged()
     if LIVE not in tags or PREVIOUS not in tags or tags[LIVE] == tags[PREVIOUS]:
         raise TableError(
-            f"{uri}: no earlier published version to go back to; tags: {tags or 'none'}"
+            f"{uri}: no earlier published version to go back to; tags: {_in_words(tags)}"
         )
     _make_live(table, tags[PREVIOUS], tags[LIVE])
     return tags[PREVIOUS], tags[LIVE]
@@ -86,8 +86,7 @@ def promote(
     tags = newest.tagged()
     if not version.isdecimal() and version not in tags:
         raise TableError(
-            f"{uri}: no tag {version!r}; expected a version's number or one of"
-            f" {sorted(tags) or 'no tags yet'}"
+            f"{uri}: no tag {version!r}; expected a version's number or a tag: {_in_words(tags)}"
         )
     number = int(version) if version.isdecimal() else tags[version]
     candidate = VectorTable.open(uri, number, storage=storage)
@@ -103,6 +102,10 @@ def promote(
     return number, before
 
 
+def _in_words(tags: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} ({version})" for name, version in sorted(tags.items())) or "none"
+
+
 def _make_live(table: VectorTable, version: int, before: int | None) -> None:
     # `live` first: it is what readers see, and the other only names a way back.
     _point(table, LIVE, version)
@@ -111,7 +114,7 @@ def _make_live(table: VectorTable, version: int, before: int | None) -> None:
 
 
 def _point(table: VectorTable, tag: str, version: int) -> None:
-    with lance_errors(table.uri, f"moving the tag {tag}"):
+    with lance_errors(table.uri, f"moving the tag {tag}", table.storage):
         try:
             if tag in table.dataset.tags.list():
                 table.dataset.tags.update(tag, version)

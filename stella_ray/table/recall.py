@@ -34,7 +34,7 @@ def recall(table: VectorTable, queries: int = 100, k: int = 10, seed: int = 0) -
        only those count that are at least as near as its k-th hit, since it looked at other
        fragments too; an index that finds nearly nothing then seems a little better than it is.
     """
-    with lance_errors(table.uri, "measuring recall"):
+    with lance_errors(table.uri, "measuring recall", table.storage):
         dataset = table.dataset
         if vector_index.NAME not in {index.name for index in dataset.describe_indices()}:
             return None

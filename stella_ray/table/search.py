@@ -110,7 +110,7 @@ def _by_text(table: VectorTable, text: str) -> Callable[[int], dict[str, Any]]:
             f"{table.uri} stores no text, so it can't be searched for words; search by vector, or"
             " embed into a new table with --store_text true"
         )
-    with lance_errors(table.uri, "reading the indexes"):
+    with lance_errors(table.uri, "reading the indexes", table.storage):
         indexed = TEXT_INDEX in {index.name for index in table.dataset.describe_indices()}
     # Without the index Lance would search all the same, by a tokenizer that knows no Chinese.
     if not indexed and table.dataset.count_rows():
@@ -179,7 +179,7 @@ def _ask(table: VectorTable, how: dict[str, Any], filter: str | None) -> list[_R
 def _hits(table: VectorTable, rows: Sequence[_Row]) -> list[dict[str, Any]]:
     columns = [name for name in table.dataset.schema.names if name not in _PLUMBING]
     hits: list[dict[str, Any]] = []
-    with lance_errors(table.uri, "reading the hits"):
+    with lance_errors(table.uri, "reading the hits", table.storage):
         for start in range(0, len(rows), ROWS_PER_TAKE):
             part = [row.address for row in rows[start : start + ROWS_PER_TAKE]]
             hits += table.dataset._take_rows(part, columns=columns).to_pylist()

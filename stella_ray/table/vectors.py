@@ -24,6 +24,7 @@ from lance.fragment import FragmentMetadata
 from stella_ray.errors import TableError
 from stella_ray.rows import KEY_BYTES, key_array
 from stella_ray.storage import StorageSettings, is_s3, lance_options
+from stella_ray.storage_faults import explain
 from stella_ray.table.fragments import dropped, lance_errors, reason
 from stella_ray.table.keys import KnownKeys
 
@@ -111,6 +112,8 @@ class VectorTable:
                 uri, lance.dataset(uri, storage_options=lance_options(uri, storage)), storage
             )
         except (ValueError, OSError, RuntimeError) as error:
+            if line := explain(error, uri, storage):
+                raise TableError(f"{line} (opening the table)") from None
             if "was not found" not in str(error):
                 raise TableError(f"{uri}: not a readable Lance table ({reason(error)})") from None
             if _holds_files(uri):
@@ -128,7 +131,7 @@ class VectorTable:
         """Make an empty table of one encoder; the schema's own metadata is kept."""
         metadata = {**(schema.metadata or {}), ENCODER: _json(encoder)}
         schema = schema.with_metadata(metadata)
-        with lance_errors(uri, "creating the table"):
+        with lance_errors(uri, "creating the table", storage):
             if not is_s3(uri):
                 Path(uri).parent.mkdir(parents=True, exist_ok=True)
             dataset = lance.write_dataset(
@@ -161,7 +164,7 @@ class VectorTable:
 
     def tagged(self) -> dict[str, int]:
         """Version numbers by tag."""
-        with lance_errors(self.uri, "reading the tags"):
+        with lance_errors(self.uri, "reading the tags", self.storage):
             return {name: int(tag["version"]) for name, tag in self.dataset.tags.list().items()}
 
     @property
@@ -176,7 +179,7 @@ class VectorTable:
         keys, addresses = np.empty(rows, f"S{KEY_BYTES}"), np.empty(rows, np.uint64)
         chunks = np.empty(rows, np.int32) if self.chunked else None
         at = 0
-        with lance_errors(self.uri, "reading the keys"):
+        with lance_errors(self.uri, "reading the keys", self.storage):
             for batch in self.dataset.scanner(columns=names, with_row_address=True).to_batches():
                 inside = slice(at, at + len(batch))
                 keys[inside] = key_array(batch)
@@ -207,13 +210,15 @@ class VectorTable:
                 else self
             )
         updated, removed = [], []
-        with lance_errors(self.uri, "marking stale rows"):
-            for number in np.unique(doomed >> np.uint64(32)):
-                inside = doomed[doomed >> np.uint64(32) == number]
+        with lance_errors(self.uri, "marking stale rows", self.storage):
+            doomed = np.sort(doomed)
+            numbers, starts = np.unique(doomed >> np.uint64(32), return_index=True)
+            for number, inside in zip(numbers.tolist(), np.split(doomed, starts[1:]), strict=True):
                 addresses = ", ".join(map(str, inside.tolist()))
-                rest = self.dataset.get_fragment(int(number)).delete(f"_rowaddr IN ({addresses})")
+                fragment = self.dataset.get_fragment(number)
+                rest = fragment.delete(f"_rowaddr IN ({addresses})")
                 if rest is None:
-                    removed.append(int(number))
+                    removed.append(number)
                 else:
                     updated.append(rest)
         return self.make_version(
@@ -246,7 +251,7 @@ class VectorTable:
         seen, until = self.dataset.version, time.monotonic() + self.storage.retry_seconds
         while True:
             try:
-                with lance_errors(self.uri, doing):
+                with lance_errors(self.uri, doing, self.storage):
                     self.dataset = lance.LanceDataset.commit(
                         self.uri,
                         operation,
@@ -275,8 +280,8 @@ def commit_message(dataset: lance.LanceDataset, version: int) -> str:
     """The message of the commit that made a version; empty where it has none or is gone."""
     try:
         found = dataset.read_transaction(version)
-    except (ValueError, OSError, RuntimeError):
-        return ""
+    except (ValueError, OSError, RuntimeError, TypeError):
+        return ""  # TypeError: of a compaction that moved an index (pylance 14)
     return str((found.transaction_properties or {}).get(MESSAGE, "")) if found else ""
 
 

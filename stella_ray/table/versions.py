@@ -57,7 +57,7 @@ def status(uri: str, storage: StorageSettings = StorageSettings()) -> list[Versi
         by_version.setdefault(version, []).append(name)
     reports: dict[str, dict[str, Any]] = {}
     found: list[VersionStatus] = []
-    with lance_errors(uri, "listing the versions"):
+    with lance_errors(uri, "listing the versions", storage):
         versions = table.dataset.versions()
     run: str | None = None
     last = 0
@@ -85,7 +85,7 @@ def status(uri: str, storage: StorageSettings = StorageSettings()) -> list[Versi
 
 def stored_bytes(table: VectorTable) -> int:
     """Bytes of all files of all versions, and of what dead runs left behind."""
-    with lance_errors(table.uri, "listing the files"):
+    with lance_errors(table.uri, "listing the files", table.storage):
         return sum(
             size for batch in table.dataset.all_files() for size in batch["size_bytes"].to_pylist()
         )
@@ -105,7 +105,7 @@ def clean(table: VectorTable, keep: int) -> Cleaned:
     held = {version for name, version in tags.items() if not name.startswith(RUN)}
     published = sorted({version for name, version in tags.items() if name.startswith(RUN)})
     held |= set(published[max(0, len(published) - keep) :])
-    with lance_errors(table.uri, "removing old versions"):
+    with lance_errors(table.uri, "removing old versions", table.storage):
         dataset = VectorTable.open(table.uri, storage=table.storage).dataset
         for name, version in tags.items():
             if version not in held:
@@ -184,7 +184,7 @@ def _table_of(report: bytes) -> str | None:
 
 
 def _abort_uploads(table: VectorTable) -> None:
-    """End the uploads that dead workers began: S3 keeps, and charges for, parts that no one sees."""
+    """End the uploads that dead workers began: S3 keeps, and charges for, parts no one sees."""
     store, path = filesystem(table.uri, table.storage)
     bucket, _, prefix = path.partition("/")
     with contextlib.suppress(OSError):  # not every key may; a bucket's lifecycle rule does the same

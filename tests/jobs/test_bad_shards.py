@@ -101,5 +101,5 @@ def test_the_first_shard_may_be_the_bad_one(desk: Desk) -> None:
 
 def test_a_column_that_no_shard_has_is_no_fault_of_the_shards(desk: Desk) -> None:
     write_shards(desk)
-    with pytest.raises(CorpusError, match="no column .*body"):
+    with pytest.raises(CorpusError, match=r"no column .*body"):
         desk.embed(on_bad_shard="reject", text_column="body")

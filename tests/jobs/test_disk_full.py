@@ -1,4 +1,4 @@
-"""A disk that fills up while rows are staged: one line, nothing published, and on with more room."""
+"""A disk that fills up while rows are staged: one line, nothing published, then on."""
 
 from __future__ import annotations
 

@@ -229,7 +229,7 @@ def test_the_report_is_beside_the_table_and_where_it_was_asked_for(
     assert saved["embedded"] == 12
     assert saved["tokens"] <= saved["padded_tokens"]
     assert saved["tokens"] == sum(row["n_tokens"] for row in rows_of(small_desk.table).values())
-    assert {"embed", "encode", "write", "commit", "verify", "total"} <= set(saved["seconds"])
+    assert {"embed", "encode", "write", "commit", "gate", "total"} <= set(saved["seconds"])
     assert saved["versions"]["ray"]
     assert saved["settings"]["encoder"]["path"] == str(small_desk.encoder)
 

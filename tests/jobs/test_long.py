@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ class LongDesk:
             assert {row["chunks"] for row in rows} == {len(rows)}
             assert rows[0]["chunk_start"] == 0
             assert rows[-1]["chunk_end"] == len(corpus[doc_id]["text"])
-            for before, after in zip(rows[:-1], rows[1:], strict=True):
+            for before, after in itertools.pairwise(rows):
                 assert before["chunk_start"] < after["chunk_start"] <= before["chunk_end"]
 
 
@@ -146,7 +147,7 @@ def test_other_chunks_are_another_table(long_desk: LongDesk) -> None:
     long_desk.night(documents(6))
     with pytest.raises(TableError, match="use the same --long and --chunk_overlap, or --rebuild"):
         long_desk.night(documents(6), chunk_overlap=6)
-    with pytest.raises(TableError, match="use the same .* --long, or --rebuild"):
+    with pytest.raises(TableError, match=r"use the same .* --long, or --rebuild"):
         long_desk.night(documents(6), long="truncate")
     with pytest.raises(SettingsError, match="chunk_overlap 13 is more than a quarter of max_tok"):
         long_desk.night(documents(6), chunk_overlap=13)

@@ -174,7 +174,8 @@ def test_stages_are_timed_and_add_up_even_when_they_fail() -> None:
 def test_the_summary_holds_the_counts_and_names_what_to_look_at() -> None:
     words = str(report(rows_read=12_345, embedded=12_000, unchanged=300, refreshed=5, rejected=40,
                        repeated=5, deleted=2, tokens=75, padded_tokens=100, truncated=4,
-                       tokens_per_second=1234.5, table_rows=12_300, table_documents=12_300, version=7, live_before=5,
+                       tokens_per_second=1234.5, table_rows=12_300,
+                       table_documents=12_300, version=7, live_before=5,
                        outcome="published", rejects="runs/1/rejects.jsonl"))  # fmt: skip
     assert words.splitlines() == [
         "read 12,345 rows: 12,000 embedded, 300 unchanged (5 of them refreshed), 40 rejected,"

@@ -10,9 +10,9 @@ import pytest
 from stella_ray.errors import ModelMismatch, TableError
 from stella_ray.rows import table_schema
 from stella_ray.table.index import INDEX_NAME, tidy
+from stella_ray.table.opening import accept, open_for_run
 from stella_ray.table.publish import publish, rollback
 from stella_ray.table.search import open_live, search
-from stella_ray.table.opening import accept, open_for_run
 from stella_ray.table.vectors import VectorTable
 from tests.table.conftest import (
     DIM,
