@@ -105,9 +105,14 @@ class Ledger:
             self.counts.rejected += not self.chunked or place not in self._broken_places
             self._broken_places.add(place)
 
-    def committed(self) -> None:
-        """Note that what was pending is in the table."""
-        self.pending, self.pending_rows = [], 0
+    def take_pending(self) -> list[str]:
+        """The pending fragments, for one try to commit them.
+
+        They are pending no more even if that fails: a commit whose answer was lost may have been
+        made, and a second one of the same fragments would double their rows. The next run sees.
+        """
+        taken, self.pending, self.pending_rows = self.pending, [], 0
+        return taken
 
     def _documents_at(self, places: np.ndarray) -> int:
         """How many documents the known rows at these places are; its rows come together."""

@@ -142,8 +142,7 @@ class Run:
             return
         with self.report.stage("commit"):
             self.lock.assure()
-            self.table.commit(ledger.pending)
-        ledger.committed()
+            self.table.commit(ledger.take_pending())
 
     def _settle_doubled(self, ledger: Ledger) -> None:
         """Keep the first row, in the order of the corpus, of an id that stands for several."""
@@ -195,11 +194,9 @@ class Run:
             self.lock.assure()
             there = ledger.known
             if not ledger.one_commit_is_enough():
-                self.table.commit(ledger.pending)
-                ledger.committed()
+                self.table.commit(ledger.take_pending())
                 there = self.table.known()
-            self.table.commit(ledger.pending, ledger.doomed(there))
-            ledger.committed()
+            self.table.commit(ledger.take_pending(), ledger.doomed(there))
 
     def _publish(self, ledger: Ledger) -> None:
         report, table = self.report, self.table

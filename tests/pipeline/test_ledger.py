@@ -231,7 +231,7 @@ def test_a_document_whose_rows_are_all_rejected_has_vanished(how: Preparation) -
 def test_what_is_pending_is_named_until_it_is_committed(how: Preparation) -> None:
     ledger = Night.of([[A, B], [B, A2]], [], how).ledger
     assert (len(ledger.pending), ledger.pending_rows) == (2, 4)
-    ledger.committed()
+    assert ledger.take_pending()
     assert (ledger.pending, ledger.pending_rows) == ([], 0)
     assert len(ledger.written()) == 4
 
