@@ -84,8 +84,10 @@ class Run:
         except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
             raise _as_person_reads_it(error) from error
         finally:
-            self._commit(ledger)  # whatever went wrong, what is written is kept
-            self._fill_report(ledger)
+            try:
+                self._commit(ledger)  # whatever went wrong, what is written is kept
+            finally:
+                self._fill_report(ledger)
         self._publish(ledger)
         self._clean()
 

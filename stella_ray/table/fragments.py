@@ -66,7 +66,7 @@ def tried(uri: str, storage: StorageSettings, call: Callable[[], Result]) -> Res
     while True:
         try:
             return call()
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, TableError) as error:
             if not dropped(uri, error) or time.monotonic() > until:
                 raise
             log.warning("%s: trying again after %s", uri, reason(error))

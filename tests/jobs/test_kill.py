@@ -27,7 +27,7 @@ from tests.jobs.conftest import text
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
-KILLS = int(os.environ.get("STELLA_RAY_TEST_KILLS", "2"))
+KILLS = int(os.environ.get("STELLA_RAY_TEST_KILLS", "1"))
 
 
 @pytest.fixture

@@ -213,24 +213,25 @@ def test_a_store_without_conditional_writes_is_refused_before_anything_is_writte
 
 
 @pytest.mark.slow
-def test_ten_thousand_shards_are_listed_by_a_dozen_requests(
+def test_thousands_of_shards_are_listed_by_a_request_for_each_thousand(
     lake: Lake, s3_proxy: FaultProxy
 ) -> None:
     asked = client(lake.place.endpoint_url)
-    for i in range(10_000):
+    for i in range(2_500):
         asked.put_object(Bucket=lake.place.bucket, Key=f"many/{i:05}.jsonl", Body=b"{}")
     asked.close()
     found = find_shards([f"{lake.place.uri}/many"], through(lake.place, s3_proxy))
     assert [shard.path for shard in found[:1] + found[-1:]] == [
-        f"{lake.place.uri}/many/{i:05}.jsonl" for i in (0, 9_999)
+        f"{lake.place.uri}/many/{i:05}.jsonl" for i in (0, 2_499)
     ]
-    assert len(found) == 10_000
-    assert s3_proxy.counts["all"] <= 13
+    assert len(found) == 2_500
+    assert s3_proxy.counts["all"] <= 5
 
 
 # ---------------------------------------------------------------- an unkind store
 
-OUTAGES = ["500", "503", "reset", "cut", "slow"]
+OUTAGES = ["503", "reset"]
+"""Of a whole run; each of its parts meets all kinds in test_s3_servers.py and test_lock.py."""
 
 
 @pytest.mark.slow
