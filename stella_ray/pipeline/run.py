@@ -21,10 +21,10 @@ from stella_ray.pipeline.embed import doubled_rows, receipts
 from stella_ray.pipeline.ledger import Ledger, SampleBook
 from stella_ray.pipeline.prepare import Preparation
 from stella_ray.pipeline.report import Progress, RejectsFile, RunReport
-from stella_ray.table.gate import GateSettings, check_gate, refuse
+from stella_ray.table.gate import WRONG_VECTORS, GateSettings, check_gate, refuse
 from stella_ray.table.index import IndexSettings, tidy
 from stella_ray.table.lock import TableLock
-from stella_ray.table.publish import LIVE, passed, publish
+from stella_ray.table.publish import LIVE, mark_suspect, passed, publish
 from stella_ray.table.vectors import VectorTable
 from stella_ray.table.versions import clean, clean_runs
 
@@ -215,6 +215,8 @@ class Run:
                 samples = self.samples.arrays()
                 checks = check_gate(table, ledger.expected(), samples, self.guards.gate, checked)
             report.gate = [asdict(check) for check in checks]
+            if any(check.name in WRONG_VECTORS and not check.passed for check in checks):
+                mark_suspect(table, report.run_id)
             refuse(table, checks)
             self.lock.assure()
             publish(table, report.run_id)

@@ -40,6 +40,11 @@ Samples = tuple[np.ndarray, np.ndarray]
 """Keys, `S16` [n], and the vectors that the encoder gave for these rows alone, float32 [n, dim]."""
 
 
+WRONG_VECTORS = frozenset({"vectors", "encoding"})
+"""Checks whose failure says that rows must be embedded anew; what the others find, the next run
+mends by itself or a setting allows."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class GateSettings:
     """What a version must show before `live` moves to it."""

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from stella_ray.errors import ModelMismatch, TableError
 from stella_ray.storage import StorageSettings
-from stella_ray.table.publish import LIVE
+from stella_ray.table.publish import LIVE, suspect
 from stella_ray.table.vectors import ENCODER, VectorTable
 
 log = logging.getLogger(__name__)
@@ -67,6 +67,16 @@ def open_for_run(
             )
             return there.restore(tags[LIVE])
         raise
+    if (wrong := suspect(tags)) is not None:
+        log.warning(
+            "version %d has vectors that the gate found to be wrong; this run goes on from %s",
+            wrong,
+            f"the live version {tags[LIVE]}" if LIVE in tags else "an empty table",
+        )
+        if LIVE in tags:
+            return there.restore(tags[LIVE])
+        empty = lance.LanceOperation.Overwrite(there.dataset.schema, [])
+        return there.make_version(empty, "starting over")
     return there
 
 

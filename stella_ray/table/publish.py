@@ -10,12 +10,15 @@ from collections.abc import Mapping
 
 from stella_ray.errors import SettingsError, TableError
 from stella_ray.storage import StorageSettings
-from stella_ray.table.fragments import lance_errors
+from stella_ray.table.fragments import lance_errors, tried
 from stella_ray.table.vectors import VectorTable
 
 LIVE, PREVIOUS = "live", "live-previous"
 RUN = "run-"
 """How the tags of published runs begin."""
+SUSPECT = "suspect-"
+"""How the tags of versions begin whose vectors the gate found to be wrong: such rows must not count
+as known, or the next run would find nothing to do and publish them."""
 
 
 def publish(table: VectorTable, run_id: str) -> int | None:
@@ -38,6 +41,17 @@ def publish(table: VectorTable, run_id: str) -> int | None:
             _point(table, PREVIOUS, before)
         _point(table, LIVE, table.version)
     return before
+
+
+def mark_suspect(table: VectorTable, run_id: str) -> None:
+    """Tag the open version as one whose vectors are wrong; it stays for inspection."""
+    _point(table, f"{SUSPECT}{run_id}", table.version)
+
+
+def suspect(tags: Mapping[str, int]) -> int | None:
+    """The newest version with wrong vectors, unless a later one is live."""
+    found = max((v for name, v in tags.items() if name.startswith(SUSPECT)), default=0)
+    return found if found > tags.get(LIVE, 0) else None
 
 
 def passed(tags: Mapping[str, int]) -> set[int]:
@@ -114,7 +128,7 @@ def _make_live(table: VectorTable, version: int, before: int | None) -> None:
 
 
 def _point(table: VectorTable, tag: str, version: int) -> None:
-    with lance_errors(table.uri, f"moving the tag {tag}", table.storage):
+    def move() -> None:
         try:
             if tag in table.dataset.tags.list():
                 table.dataset.tags.update(tag, version)
@@ -124,3 +138,6 @@ def _point(table: VectorTable, tag: str, version: int) -> None:
             # The answer may be what was lost, and not the request.
             if table.tagged().get(tag) != version:
                 raise
+
+    with lance_errors(table.uri, f"moving the tag {tag}", table.storage):
+        tried(table.uri, table.storage, move)

@@ -11,7 +11,7 @@ from typing import Any
 from stella_ray.storage import StorageSettings, filesystem, is_s3, read_json
 from stella_ray.table.fragments import lance_errors
 from stella_ray.table.gate import GateCheck
-from stella_ray.table.publish import RUN
+from stella_ray.table.publish import RUN, SUSPECT, suspect
 from stella_ray.table.vectors import VectorTable, commit_message
 
 REPORTS_KEPT = 100
@@ -102,13 +102,15 @@ def clean(table: VectorTable, keep: int) -> Cleaned:
             `live-previous` or a person's own tag holds their version.
     """
     tags = table.tagged()
-    held = {version for name, version in tags.items() if not name.startswith(RUN)}
+    # A suspect version is kept for inspection until a better one is live.
+    past = {} if suspect(tags) else {n: v for n, v in tags.items() if n.startswith(SUSPECT)}
+    held = {v for name, v in tags.items() if not name.startswith(RUN) and name not in past}
     published = sorted({version for name, version in tags.items() if name.startswith(RUN)})
     held |= set(published[max(0, len(published) - keep) :])
     with lance_errors(table.uri, "removing old versions", table.storage):
         dataset = VectorTable.open(table.uri, storage=table.storage).dataset
         for name, version in tags.items():
-            if version not in held:
+            if version not in held or name in past:
                 dataset.tags.delete(name)
         # By count, not by age: clocks differ.
         gone = dataset.cleanup_old_versions(
