@@ -176,9 +176,9 @@ def embed(
     """What is done while the table is ours alone."""
     there = VectorTable.open_if_there(report.table, job.storage)
     known_columns = there.dataset.schema if there is not None and not job.rebuild else None
-    kept = kept_fields(rows, job.columns, known_columns, job.storage)
+    reject = job.on_bad_shard == "reject"
+    kept = kept_fields(rows, job.columns, known_columns, job.storage, reject=reject)
     if not isinstance(rows, Dataset):
-        reject = job.on_bad_shard == "reject"
         look_at(rows, job.columns, kept, job.storage, reject=reject)
     encoder = {**spec.fingerprint, "open": how_to_open(job.encoder)}
     table = open_for_run(

@@ -18,6 +18,7 @@ from stella_ray.errors import BadShard, CorpusError
 from stella_ray.pipeline.cells import CorpusColumns
 from stella_ray.pipeline.cluster import Pool, configure_data, keep_ray_data_quiet
 from stella_ray.pipeline.shards import (
+    BAD_FOR_A_LOOK,
     COMPRESSIONS,
     FORMATS,
     Shard,
@@ -126,9 +127,6 @@ def _hidden(name: str, below: str) -> bool:
 
 
 ROWS_FOR_A_LOOK = 64
-
-BAD_FOR_A_LOOK = 8
-"""Bad shards of a format in a row after which it isn't the shards but what we look for in them."""
 
 
 def look_at(

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import pyarrow as pa
 from ray.data import Dataset
 
-from stella_ray.errors import SettingsError
+from stella_ray.errors import BadShard, SettingsError
 from stella_ray.pipeline.cells import CorpusColumns, check_columns
 from stella_ray.pipeline.lines import first_json_types
 from stella_ray.pipeline.reading import reading
-from stella_ray.pipeline.shards import Shard, is_text, parquet_schema, shard_format
+from stella_ray.pipeline.shards import BAD_FOR_A_LOOK, Shard, is_text, parquet_schema, shard_format
 from stella_ray.rows import RESERVED
 from stella_ray.storage import StorageSettings
 
@@ -21,10 +21,13 @@ def kept_fields(
     columns: CorpusColumns,
     there: pa.Schema | None,
     storage: StorageSettings = StorageSettings(),
+    *,
+    reject: bool = False,
 ) -> list[pa.Field]:
     """The kept columns with their types: the table's own, else those of each format's first shard.
 
-    Where formats disagree, text is taken: csv has nothing else.
+    Where formats disagree, text is taken: csv has nothing else. With `reject`, a bad shard is
+    passed over for the next of its format.
 
     Raises:
         SettingsError: a name that the table needs for itself.
@@ -43,8 +46,17 @@ def kept_fields(
     if isinstance(corpus, Dataset):
         seen = [_dataset_types(corpus, columns)]
     else:
-        first_of = {shard_format(shard.path): shard for shard in reversed(corpus)}
-        seen = [_first_types(shard, columns, storage) for shard in first_of.values()]
+        forms = dict.fromkeys(shard_format(shard.path) for shard in corpus)
+        seen = [
+            _types_of_first(
+                [shard for shard in corpus if shard_format(shard.path) == form][
+                    : BAD_FOR_A_LOOK if reject else 1
+                ],
+                columns,
+                storage,
+            )
+            for form in forms
+        ]
     out = []
     for name in columns.kept:
         kinds = [types[name] for types in seen if not pa.types.is_null(types[name])]
@@ -58,6 +70,20 @@ def _dataset_types(dataset: Dataset, columns: CorpusColumns) -> dict[str, pa.Dat
     schema = dataset.take_batch(1, batch_format="pyarrow").schema
     check_columns("the dataset", columns.all, schema.names)
     return {name: _stored(schema.field(name).type) for name in columns.kept}
+
+
+def _types_of_first(
+    shards: Sequence[Shard], columns: CorpusColumns, storage: StorageSettings
+) -> dict[str, pa.DataType]:
+    """The types in the first of these shards that isn't bad."""
+    fault: BadShard | None = None
+    for shard in shards:
+        try:
+            return _first_types(shard, columns, storage)
+        except BadShard as error:
+            fault = fault or error
+    assert fault is not None, "a format comes from a shard"
+    raise fault
 
 
 def _first_types(

@@ -77,15 +77,15 @@ def prepare(block: pa.Table, how: Preparation, known: KnownKeys) -> pa.Table:
     tokenizer = _tokenizer(how.spec)
     cut = _cut(tokenizer, texts, how)
     tokens = cut.tokens
-    # Where each document's rows begin, and what each row's document is.
+    # Each row's document: a chunked one has several.
     repeats = np.ones(len(block), np.int64)
     repeats[fresh] = np.bincount(cut.document, minlength=len(fresh))
     rows = np.repeat(np.arange(len(block)), repeats)
     at = np.flatnonzero(fates[rows] == FRESH)
 
-    def spread(values: np.ndarray, default: int = 0) -> np.ndarray:
-        """A value for every row, from those of the fresh ones."""
-        out = np.full(len(rows), default, np.int64)
+    def spread(values: np.ndarray) -> np.ndarray:
+        """A value for every row, from those of the fresh ones; 0 for the others."""
+        out = np.zeros(len(rows), np.int64)
         out[at] = values
         return out
 
@@ -104,8 +104,15 @@ def prepare(block: pa.Table, how: Preparation, known: KnownKeys) -> pa.Table:
             pa.binary(KEY_BYTES), len(own), [None, pa.py_buffer(own.tobytes())]
         )
     columns = {name: block.column(name) for name in block.column_names}
-    if how.store_text:
-        columns["text"] = _stored_text(columns["text"], fates, texts, cut)
+    if how.store_text and how.chunk_overlap is None:
+        columns["text"] = pc.if_else(
+            pa.array(fates == FRESH), columns["text"], pa.scalar(None, pa.string())
+        )
+    elif how.store_text:
+        columns["text"] = _parts(fates, texts, cut)
+    # A document's costs count once.
+    first = pa.array((numbers == 0).astype(np.float32))
+    columns |= {name: pc.multiply(columns[name], first) for name in ("shard_bytes", "read_seconds")}
     columns |= {
         "row_key": keys,
         "fate": pa.array(fates, pa.string()),
@@ -134,12 +141,8 @@ def _cut(tokenizer: TextTokenizer, texts: list[str], how: Preparation) -> Chunks
     return Chunks(tokenizer(texts, prefix), np.arange(len(texts)), zeros, zeros, lengths)
 
 
-def _stored_text(
-    column: pa.ChunkedArray, fates: np.ndarray, texts: list[str], cut: Chunks
-) -> pa.Array:
-    """The text that each row stores: of known rows none, of chunks their own part."""
-    if len(cut.document) == len(texts):
-        return pc.if_else(pa.array(fates == FRESH), column, pa.scalar(None, pa.string()))
+def _parts(fates: np.ndarray, texts: list[str], cut: Chunks) -> pa.Array:
+    """The part of its document that each fresh row stores."""
     out = np.full(len(fates), None, object)
     out[fates == FRESH] = [
         texts[i][start:end]

@@ -30,6 +30,9 @@ from stella_ray.storage import StorageSettings
 FORMATS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
+BAD_FOR_A_LOOK = 8
+"""Bad shards of a format in a row after which it isn't the shards but what we look for in them."""
+
 BYTES_PER_WINDOW = 8 << 20
 """Text at which a window ends early, so that megabyte documents don't fill the memory."""
 

@@ -94,7 +94,7 @@ def test_what_a_shard_holds_before_its_damage_is_kept(
 def test_the_first_shard_may_be_the_bad_one(desk: Desk) -> None:
     write_shards(desk)
     damage(desk.corpus / "p0.parquet")
-    assert desk.embed(on_bad_shard="reject").table_rows == 30
+    assert desk.embed(on_bad_shard="reject", keep_columns=["title"]).table_rows == 30
     with pytest.raises(BadShard, match=r"p0\.parquet"):
         desk.embed()
 
