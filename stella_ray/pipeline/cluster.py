@@ -42,9 +42,10 @@ class PoolSettings:
     """Rows between two commits: roughly what a dead driver costs."""
     seconds_per_commit: float = 60.0
     """Seconds after which written rows are committed even if they are fewer."""
-    window_retries: int = 4
-    """Times a window may kill its encoder before the run gives up: a poison text must not become a
-    loop."""
+    window_retries: int = 60
+    """Times a window may be tried again when its encoder's process is gone, before the run gives
+    up: a text that kills it must not become a loop. A lost node takes one a second until Ray has
+    noticed, half a minute where it lost its power."""
     no_progress_seconds: int = 900
     """Seconds without a finished block after which the run gives up."""
 
