@@ -35,7 +35,7 @@ check: setup  ## style, types, and imports that point one way
 
 test: setup  ## all checks, then all tests
 	$(MAKE) --no-print-directory check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: setup  ## what batching by length saves, on this machine (about two minutes)
 	$(BIN)/python -m benchmarks.batching --documents 48

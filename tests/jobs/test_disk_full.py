@@ -12,6 +12,7 @@ import pytest
 from stella_ray.encode.models import EncoderSettings
 from stella_ray.errors import TableError
 from stella_ray.pipeline.cluster import PoolSettings
+from stella_ray.table.index import IndexSettings
 from tests.conftest import HAN
 from tests.jobs.conftest import Desk, documents, rows_of
 
@@ -42,7 +43,11 @@ def test_a_full_disk_ends_the_run_in_one_line_and_the_next_goes_on(
 ) -> None:
     desk.table = small_disk / "db/docs"
     encoder = EncoderSettings(path=str(desk.encoder), max_tokens=16)
-    settings = {"encoder": encoder, "pool": PoolSettings(window_rows=64, rows_per_commit=64)}
+    settings = {
+        "encoder": encoder,
+        "pool": PoolSettings(window_rows=64, rows_per_commit=64),
+        "index": IndexSettings(text=False),  # it would be larger than the texts
+    }
     evening = documents(30)
     write_jsonl(desk.corpus / "a.jsonl", evening)
     desk.embed(**settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import subprocess
@@ -28,6 +29,13 @@ def chaos(folder: Path, *words: str) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
+chaos_is_asked_for = pytest.mark.skipif(
+    "STELLA_RAY_TEST_CHAOS" not in os.environ,
+    reason="takes minutes: set STELLA_RAY_TEST_CHAOS, or run python -m benchmarks.chaos",
+)
+
+
+@chaos_is_asked_for
 @pytest.mark.ray
 @pytest.mark.slow
 def test_three_nights_with_a_killed_driver_encoder_and_node_end_whole(tmp_path: Path) -> None:
@@ -41,6 +49,7 @@ def test_three_nights_with_a_killed_driver_encoder_and_node_end_whole(tmp_path: 
     assert not list(tmp_path.iterdir())  # it takes everything away again
 
 
+@chaos_is_asked_for
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_job_that_fails_for_no_injected_reason_fails_the_run(tmp_path: Path) -> None:
