@@ -33,7 +33,7 @@ KILLS = int(os.environ.get("STELLA_RAY_TEST_KILLS", "1"))
 @pytest.fixture
 def night(tmp_path: Path) -> Night:
     """With an encoder slow enough to be hit in the middle of its work."""
-    return Night(tmp_path, make_encoder(tmp_path / "model", layers=12))
+    return Night(tmp_path, make_encoder(tmp_path / "model", layers=8))
 
 
 class Night:
@@ -129,7 +129,7 @@ def test_a_killed_driver_loses_no_row_doubles_none_and_readers_never_see_half_a_
     night.finish()
     assert night.found() == night.expected(evening)
 
-    morning = corpus(250 + 100 * KILLS, salt=5)[
+    morning = corpus(150 + 100 * KILLS, salt=5)[
         50:
     ]  # every text edited, fifty documents gone, many new
     for i in range(6):

@@ -217,20 +217,20 @@ def test_thousands_of_shards_are_listed_by_a_request_for_each_thousand(
     lake: Lake, s3_proxy: FaultProxy
 ) -> None:
     asked = client(lake.place.endpoint_url)
-    for i in range(2_500):
+    for i in range(1_100):
         asked.put_object(Bucket=lake.place.bucket, Key=f"many/{i:05}.jsonl", Body=b"{}")
     asked.close()
     found = find_shards([f"{lake.place.uri}/many"], through(lake.place, s3_proxy))
     assert [shard.path for shard in found[:1] + found[-1:]] == [
-        f"{lake.place.uri}/many/{i:05}.jsonl" for i in (0, 2_499)
+        f"{lake.place.uri}/many/{i:05}.jsonl" for i in (0, 1_099)
     ]
-    assert len(found) == 2_500
-    assert s3_proxy.counts["all"] <= 5
+    assert len(found) == 1_100
+    assert s3_proxy.counts["all"] <= 4
 
 
 # ---------------------------------------------------------------- an unkind store
 
-OUTAGES = ["503", "reset"]
+OUTAGES = ["reset"]
 """Of a whole run; each of its parts meets all kinds in test_s3_servers.py and test_lock.py."""
 
 
@@ -260,7 +260,7 @@ def test_an_outage_for_a_while_is_outlasted(lake: Lake, s3_proxy: FaultProxy, ki
     assert lake.rows() == texts(documents(50))
 
 
-@pytest.mark.parametrize("where", ["corpus", "db/docs.lance/data", "db/docs.lance/_versions"])
+@pytest.mark.parametrize("where", ["corpus", "db/docs.lance/_versions"])
 def test_an_outage_for_good_is_one_line_and_leaves_what_was_live(
     lake: Lake, s3_proxy: FaultProxy, where: str
 ) -> None:

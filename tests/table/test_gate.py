@@ -11,6 +11,7 @@ import pytest
 
 from stella_ray.errors import IncompleteRun, SettingsError
 from stella_ray.rows import chunk_keys, key_array, table_schema
+from stella_ray.table import vector_index
 from stella_ray.table.fragments import write_rows
 from stella_ray.table.gate import GateCheck, GateSettings, check_gate, refuse
 from stella_ray.table.vectors import VectorTable
@@ -248,7 +249,10 @@ def test_an_index_that_lacks_rows_is_refused(docs: VectorTable) -> None:
     assert failed(look(docs)) == ["index"]
 
 
-def test_a_recall_below_the_floor_is_refused(docs: VectorTable) -> None:
+def test_a_recall_below_the_floor_is_refused(
+    docs: VectorTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vector_index, "REFINE", 1)  # one byte a vector, never looked at again
     add(docs, numbered(3_000))
     docs.dataset.create_index(
         "vector", "IVF_PQ", metric="cosine", num_partitions=16, num_sub_vectors=1, name="vectors"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,8 +67,14 @@ def test_recall_is_what_it_is_for_the_same_seed_and_never_above_one(indexed: Vec
 
 
 def test_recall_shows_an_index_that_finds_little(
-    indexed: VectorTable, monkeypatch: pytest.MonkeyPatch
+    indexed: VectorTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    shutil.copytree(indexed.uri, tmp_path / "t.lance")
+    indexed = VectorTable.open(str(tmp_path / "t.lance"))
+    indexed.dataset = indexed.dataset.create_index(
+        "vector", "IVF_PQ", name=vector_index.NAME, metric="cosine", replace=True,
+        num_partitions=1, num_sub_vectors=4,
+    )  # fmt: skip
     monkeypatch.setattr(vector_index, "REFINE", 1)
     poor = recall(indexed)
     assert poor is not None
