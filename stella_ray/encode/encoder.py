@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import functools
 import logging
-import time
+import threading
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import transformers
-from torch import Tensor
 
-from stella_ray.encode import attention
 from stella_ray.encode.batching import batches
 from stella_ray.encode.faults import Budget, check_ids, one_line, out_of_memory
-from stella_ray.encode.loading import find_device, find_dtype, load_model
+from stella_ray.encode.forward import PaddedForward, Pending, load_forward
+from stella_ray.encode.loading import load_model
 from stella_ray.encode.models import EncoderSettings, EncoderSpec, find_encoder
 from stella_ray.encode.reference import plain_vectors
 from stella_ray.encode.tokens import Ragged, TextTokenizer
@@ -24,9 +24,12 @@ from stella_ray.errors import ModelError, SettingsError
 
 log = logging.getLogger(__name__)
 
-CPU_TOKEN_BUDGET, CUDA_TOKEN_BUDGET = 2_048, 65_536
 ROWS_PER_WINDOW = 4_096
 """Texts that `embed` orders by length together: 3% padding, where 128 leave 12%."""
+
+BATCHES_AHEAD = 3
+"""Batches that a GPU is given before the first one's vectors are waited for, so that it never waits
+for the interpreter. They share their memory: a stream works at one after another."""
 
 
 @dataclass
@@ -37,7 +40,7 @@ class Embedded:
         vectors: unit vectors in the order of the rows, float32 [rows, dim].
         padded_tokens: tokens the device worked on for each row, padding included; 0 for a row whose
             text stood in the window before and for one at fault, int32 [rows].
-        seconds: time of each row's share of its batch, float32 [rows].
+        seconds: the device's time for each row's share of its batch, float32 [rows].
         faults: rows that the encoder raises on and why, in one line; their vectors are zeros.
     """
 
@@ -52,6 +55,8 @@ class Encoder:
 
     Vectors are L2-normalised always. They don't depend on a text's neighbours in the batch: cosine
     >= 0.9999 to transformers' plain forward of one text at a time in float32, >= 0.999 in bfloat16.
+    Several threads may embed at once: the device computes one's batches while another waits for its
+    vectors.
 
     Args:
         encoder: a hub id, a folder, a bundled name, or full settings.
@@ -65,23 +70,17 @@ class Encoder:
         settings = EncoderSettings(path=encoder) if isinstance(encoder, str) else encoder
         self.spec: EncoderSpec = find_encoder(settings)
         self.tokenizer = TextTokenizer(self.spec.folder, self.spec.max_tokens)
-        self.device = find_device(settings.device)
-        self.dtype = find_dtype(settings.dtype, self.device)
-        self.packed = (
-            self.device.type == "cuda"
-            and self.dtype != torch.float32
-            and self.spec.model_type in attention.PACKABLE
-        )
-        usual = CUDA_TOKEN_BUDGET if self.device.type == "cuda" else CPU_TOKEN_BUDGET
-        most = settings.token_budget or max(usual, self.spec.max_tokens)
+        self.forward, self.device = load_forward(self.spec, settings)
+        most = settings.token_budget or max(self.forward.token_budget, self.spec.max_tokens)
         if most < self.spec.max_tokens:
             raise SettingsError(
                 f"token_budget {most} can't hold a row of max_tokens {self.spec.max_tokens};"
                 " raise the one or lower the other"
             )
         self.budget = Budget(most=most, least=self.spec.max_tokens)
-        self.model = load_model(self.spec, self.dtype, packed=self.packed).to(self.device)
-        self.vocabulary = int(self.model.get_input_embeddings().num_embeddings)
+        self._launching = threading.Lock()
+        if self.device.type == "cuda":
+            self._warm_up()
 
     @property
     def dim(self) -> int:
@@ -136,16 +135,21 @@ class Encoder:
         seconds = np.zeros(len(rows.lengths), np.float32)
         faults: dict[int, str] = {}
         todo = self._cut(lengths, np.arange(len(first)))
-        while todo:
-            members = todo.pop()
-            began = time.perf_counter()
-            found = self._attempt([_ids(rows, first[i]) for i in members])
-            if isinstance(found, np.ndarray):
-                vectors[members] = found
-                width = lengths[members] if self.packed else lengths[members].max()
+        flying: deque[tuple[np.ndarray, Pending]] = deque()
+        ahead = BATCHES_AHEAD if self.device.type == "cuda" else 1
+        while todo or flying:
+            if not todo or len(flying) >= ahead:
+                members, pending = flying.popleft()
+                vectors[members], took = pending.result()
+                width = lengths[members] if self.forward.packed else lengths[members].max()
                 padded[first[members]] = width
-                seconds[first[members]] = (time.perf_counter() - began) / len(members)
+                seconds[first[members]] = took / len(members)
                 self.budget.went_well()
+                continue
+            members = todo.pop()
+            found = self._attempt([_ids(rows, first[i]) for i in members])
+            if isinstance(found, Pending):
+                flying.append((members, found))
             elif out_of_memory(found):
                 self._shrink(lengths[members])
                 todo = self._cut(lengths, np.sort(np.concatenate([members, *todo])))
@@ -173,8 +177,10 @@ class Encoder:
                 MemoryError on a CPU).
             torch.AcceleratorError: the device is lost to this process.
         """
-        as_it_is = self.dtype == torch.float32 and not self.packed
-        return plain_vectors(self.model if as_it_is else self._float32, rows, self.spec.pooling)
+        way = self.forward
+        if isinstance(way, PaddedForward) and way.dtype == torch.float32:
+            return plain_vectors(way.model, rows, self.spec.pooling)
+        return plain_vectors(self._float32, rows, self.spec.pooling)
 
     @functools.cached_property
     def _float32(self) -> transformers.PreTrainedModel:
@@ -182,17 +188,31 @@ class Encoder:
 
     def _cut(self, lengths: np.ndarray, members: np.ndarray) -> list[np.ndarray]:
         """Batches of these rows by the budget now, the longest last, where pop() takes it."""
-        cut = batches(lengths[members], self.budget.now, packed=self.packed)
+        cut = batches(lengths[members], self.budget.now, packed=self.forward.packed)
         return [members[batch] for batch in cut][::-1]
 
-    def _attempt(self, rows: list[np.ndarray]) -> np.ndarray | Exception:
-        """A batch's vectors, or what it raised, unless the device is lost."""
+    def _attempt(self, rows: list[np.ndarray]) -> Pending | Exception:
+        """A batch on its way, or what it raised, unless the device is lost."""
         try:
-            return self._forward(rows)
+            return self._launch(rows)
         except torch.AcceleratorError:
             raise
         except Exception as error:
             return error.with_traceback(None)  # its frames hold on to the batch's memory
+
+    @torch.inference_mode()
+    def _launch(self, rows: list[np.ndarray]) -> Pending:
+        """Send a batch of token ids through the model; longest row first."""
+        check_ids(np.concatenate(rows), self.forward.vocabulary)
+        with self._launching:  # two threads' batches would share a stream kernel by kernel
+            return Pending(self.forward, rows, self.device)
+
+    def _warm_up(self) -> None:
+        """Compile the kernels, and find out whether the token budget fits the device."""
+        count = self.budget.most // self.spec.max_tokens
+        ids = np.arange(count * self.spec.max_tokens) % self.forward.vocabulary
+        offsets = np.arange(count + 1) * self.spec.max_tokens
+        self.embed_tokens(Ragged(ids.astype(np.int32), offsets, np.zeros(count, bool)))
 
     def _shrink(self, lengths: np.ndarray) -> None:
         if not self.budget.halve():
@@ -211,7 +231,7 @@ class Encoder:
         """
         empty = self.tokenizer([""], self.spec.prefix_text(self.spec.prefix))
         try:
-            self._forward([empty.values])
+            self._launch([empty.values]).result()
         except torch.AcceleratorError:
             raise
         except Exception as error:
@@ -219,51 +239,6 @@ class Encoder:
                 f"{self.spec.name} raises on every text, even the empty one ({one_line(error)});"
                 " expected a model that works with these settings"
             ) from error
-
-    @torch.inference_mode()
-    def _forward(self, rows: list[np.ndarray]) -> np.ndarray:
-        """One batch of token ids to unit vectors, float32 [rows, dim]; longest row first."""
-        check_ids(np.concatenate(rows), self.vocabulary)
-        pooled = self._packed(rows) if self.packed else self._padded(rows)
-        vectors: np.ndarray = torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
-        return vectors
-
-    def _padded(self, rows: list[np.ndarray]) -> Tensor:
-        longest = max(len(row) for row in rows)
-        ids = np.full((len(rows), longest), self.model.config.pad_token_id or 0, np.int64)
-        mask = np.zeros((len(rows), longest), np.int64)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = row
-            mask[i, : len(row)] = 1
-        mask_BT = torch.from_numpy(mask).to(self.device)
-        hidden_BTD: Tensor = self.model(
-            input_ids=torch.from_numpy(ids).to(self.device), attention_mask=mask_BT
-        ).last_hidden_state.float()
-        if self.spec.pooling == "cls":
-            return hidden_BTD[:, 0]
-        weight_BT1 = mask_BT[:, :, None].float()
-        return (hidden_BTD * weight_BT1).sum(1) / weight_BT1.sum(1)
-
-    def _packed(self, rows: list[np.ndarray]) -> Tensor:
-        lengths = np.fromiter((len(row) for row in rows), np.int64, len(rows))
-        starts = np.concatenate([[0], np.cumsum(lengths)])
-        positions = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
-        if self.spec.model_type != "bert":  # RoBERTa's positions start behind the pad's
-            positions = positions + self.model.config.pad_token_id + 1
-        ids_1T = torch.from_numpy(np.concatenate(rows).astype(np.int64))[None].to(self.device)
-        cu = torch.from_numpy(starts.astype(np.int32)).to(self.device)
-        hidden_TD: Tensor = self.model(
-            input_ids=ids_1T,
-            position_ids=torch.from_numpy(positions)[None].to(self.device),
-            token_type_ids=torch.zeros_like(ids_1T),
-            cu_seq_lens_q=cu,
-            max_length_q=int(lengths.max()),
-        ).last_hidden_state[0]
-        if self.spec.pooling == "cls":
-            return hidden_TD[cu[:-1].long()].float()
-        lengths_B = torch.from_numpy(lengths).to(self.device)
-        pooled_BD: Tensor = torch.segment_reduce(hidden_TD.float(), "mean", lengths=lengths_B)
-        return pooled_BD
 
 
 def _ids(rows: Ragged, i: int) -> np.ndarray:

@@ -77,7 +77,11 @@ class EncoderSettings:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Numbers of the forward pass; auto: bfloat16 on CUDA, float32 elsewhere. Pooling: float32."""
     token_budget: int = 0
-    """Most tokens in a batch, padding included; 0: 65,536 on CUDA, 2,048 on a CPU (its cache)."""
+    """Most tokens in a batch, padding included; 0: 131,072 fused, 65,536 else on CUDA, 2,048 on a
+    CPU (its cache)."""
+    implementation: Literal["auto", "fused", "packed", "padded"] = "auto"
+    """fused: our own kernels; packed: transformers with varlen attention; padded: transformers as
+    it comes, any architecture. auto: the first of them that serves this model on this device."""
     device: str = "auto"
     """Where it runs; auto: cuda if there is one, else cpu."""
 

@@ -12,6 +12,7 @@ import torch
 from stella_ray.encode import attention
 from stella_ray.encode.attention import PACKED, packed_attention
 from stella_ray.encode.encoder import Encoder
+from stella_ray.encode.forward import PackedForward, PaddedForward
 from stella_ray.encode.models import EncoderSettings
 from stella_ray.errors import ModelError
 from tests.encode.conftest import cosines, plain, texts_of
@@ -32,8 +33,9 @@ def load(kind: str, request: pytest.FixtureRequest, **settings: Any) -> Encoder:
 
 def pack(encoder: Encoder) -> Encoder:
     """Make an encoder on a CPU pack as it does on CUDA."""
-    encoder.packed = True
-    encoder.model.set_attn_implementation(PACKED)
+    model, pooling = encoder.forward.model, encoder.spec.pooling
+    model.set_attn_implementation(PACKED)
+    encoder.forward = PackedForward(model, pooling)
     return encoder
 
 
@@ -66,7 +68,7 @@ def test_packed_ids_under_another_attention_would_give_other_vectors(
     """Why the packed path must have its own attention, and that these encoders would show it."""
     encoder = pack(load(kind, request, device="cpu", token_budget=65_536))
     right = encoder.embed(TEXTS, "none")
-    encoder.model.set_attn_implementation("sdpa")
+    encoder.forward.model.set_attn_implementation("sdpa")
     assert cosines(right, encoder.embed(TEXTS, "none")).min() < 0.99
 
 
@@ -117,11 +119,12 @@ def test_packed_attention_refuses_what_it_would_get_wrong(wrong: str) -> None:
 
 def test_a_packing_model_refuses_a_padded_batch_and_training(loud_encoder: Path) -> None:
     encoder = pack(Encoder(str(loud_encoder)))
-    encoder.packed = False
+    packing = encoder.forward
+    encoder.forward = PaddedForward(packing.model, "mean")
     with pytest.raises(ModelError, match="this is a bug"):
         encoder.embed(TEXTS)
-    encoder.packed = True
-    encoder.model.train()
+    encoder.forward = packing
+    encoder.forward.model.train()
     with pytest.raises(ModelError, match="no dropout"):
         encoder.embed(TEXTS)
 
@@ -141,7 +144,7 @@ def test_packed_on_cuda_agrees_with_plain_transformers_in_float32(
     kind: str, dtype: Any, request: pytest.FixtureRequest
 ) -> None:
     encoder = load(kind, request, device="cuda", dtype=dtype)
-    assert encoder.packed
+    assert encoder.forward.packed
     alone = plain(Path(encoder.spec.folder), TEXTS, pooling(kind), 512)
     assert cosines(encoder.embed(TEXTS, "none"), alone).min() >= 0.999
 
@@ -153,6 +156,6 @@ def test_float32_on_cuda_is_padded_and_agrees_with_plain_transformers(
     kind: str, request: pytest.FixtureRequest
 ) -> None:
     encoder = load(kind, request, device="cuda", dtype="float32")
-    assert not encoder.packed
+    assert not encoder.forward.packed
     alone = plain(Path(encoder.spec.folder), TEXTS, pooling(kind), 512)
     assert cosines(encoder.embed(TEXTS, "none"), alone).min() >= 0.9999

@@ -154,7 +154,7 @@ class SmallDevice:
 def test_out_of_memory_halves_the_budget_and_gives_the_same_vectors(loud_encoder: Path) -> None:
     how = EncoderSettings(path=str(loud_encoder), max_tokens=64, token_budget=1_024)
     encoder, small = Encoder(how), Encoder(how)
-    device = small.model = SmallDevice(small.model, 200)
+    device = small.forward.model = SmallDevice(small.forward.model, 200)
     texts = texts_of(*([10, 60, 25, 33, 1] * 30))
     np.testing.assert_allclose(small.embed(texts), encoder.embed(texts), atol=1e-5)
     assert device.refused == small.budget.splits == 3
@@ -163,7 +163,7 @@ def test_out_of_memory_halves_the_budget_and_gives_the_same_vectors(loud_encoder
 
 def test_a_row_that_does_not_fit_the_device_is_a_model_error(loud_encoder: Path) -> None:
     encoder = Encoder(EncoderSettings(path=str(loud_encoder), max_tokens=64, token_budget=1_024))
-    encoder.model = SmallDevice(encoder.model, 60)
+    encoder.forward.model = SmallDevice(encoder.forward.model, 60)
     with pytest.raises(ModelError, match=r"out of device memory with 1 row.* of up to 64 tokens"):
         encoder.embed(texts_of(100, 3))
     assert encoder.embed(texts_of(10)).shape == (1, 32)
@@ -171,7 +171,7 @@ def test_a_row_that_does_not_fit_the_device_is_a_model_error(loud_encoder: Path)
 
 def test_a_device_with_room_again_gets_its_budget_back(loud_encoder: Path) -> None:
     encoder = Encoder(EncoderSettings(path=str(loud_encoder), max_tokens=8, token_budget=64))
-    device = encoder.model = SmallDevice(encoder.model, 32)
+    device = encoder.forward.model = SmallDevice(encoder.forward.model, 32)
     texts = [f"{i}" for i in range(8 * CALM_BATCHES)]
     encoder.embed(texts)
     assert 32 <= encoder.budget.now < 40

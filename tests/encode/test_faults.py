@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from stella_ray.encode.attention import PACKED
 from stella_ray.encode.encoder import Encoder
+from stella_ray.encode.forward import PackedForward
 from stella_ray.encode.models import EncoderSettings
 from stella_ray.errors import ModelError
 from tests.encode.conftest import PASSAGE, POISON, cosines, plain, texts_of
@@ -31,8 +32,9 @@ def load(folder: Path, **how: Any) -> Encoder:
 
 def pack(encoder: Encoder) -> Encoder:
     """Make an encoder on a CPU pack as it does on CUDA."""
-    encoder.packed = True
-    encoder.model.set_attn_implementation(PACKED)
+    model, pooling = encoder.forward.model, encoder.spec.pooling
+    model.set_attn_implementation(PACKED)
+    encoder.forward = PackedForward(model, pooling)
     return encoder
 
 
@@ -44,7 +46,7 @@ def watch(encoder: Encoder, look: Callable[[torch.Tensor], None] = lambda ids: N
         saw.append(kwargs["input_ids"].numel())
         look(kwargs["input_ids"])
 
-    encoder.model.register_forward_pre_hook(before, with_kwargs=True)
+    encoder.forward.model.register_forward_pre_hook(before, with_kwargs=True)
     return saw
 
 
@@ -75,8 +77,8 @@ def test_texts_that_make_the_encoder_raise_are_found_and_all_others_get_their_ve
     found = encoder.embed_tokens(encoder.tokenizer(texts))
     assert sorted(found.faults) == [7, 40, 59]
     assert set(found.faults.values()) == {
-        f"ValueError: token id {encoder.vocabulary} is outside the model's vocabulary of"
-        f" {encoder.vocabulary}"
+        f"ValueError: token id {encoder.forward.vocabulary} is outside the model's vocabulary of"
+        f" {encoder.forward.vocabulary}"
     }
     assert not found.vectors[[7, 40, 59]].any()
     assert not found.padded_tokens[[7, 40, 59]].any()
@@ -96,7 +98,7 @@ def test_an_id_outside_the_vocabulary_never_reaches_the_model(poisonable_encoder
     most: list[int] = []
     watch(encoder, lambda ids: most.append(int(ids.max())))
     encoder.embed_tokens(encoder.tokenizer([*TEXTS, POISON]))
-    assert max(most) < encoder.vocabulary
+    assert max(most) < encoder.forward.vocabulary
 
 
 def test_one_text_of_a_batch_is_found_in_a_few_steps(loud_encoder: Path) -> None:
@@ -249,9 +251,9 @@ def test_reference_vectors_of_an_xlm_roberta_are_those_of_plain_transformers(
 def test_the_reference_tells_wrong_packing_from_right(wrong: str, loud_encoder: Path) -> None:
     encoder = pack(load(loud_encoder))
     if wrong == "neighbours":  # the attention of padded batches, under which packed rows mix
-        encoder.model.set_attn_implementation("sdpa")
+        encoder.forward.model.set_attn_implementation("sdpa")
     if wrong == "positions":  # that don't restart with each row
-        encoder.model.register_forward_pre_hook(
+        encoder.forward.model.register_forward_pre_hook(
             lambda module, args, kwargs: (args, {**kwargs, "position_ids": None}), with_kwargs=True
         )
     rows = encoder.tokenizer(TEXTS[:16])
@@ -282,4 +284,4 @@ def test_a_float32_model_is_loaded_once_and_only_where_it_is_another(loud_encode
     for encoder in (own, other):
         np.testing.assert_array_equal(encoder.reference(rows), encoder.reference(rows))
     assert [len(one) for one in saw] == [4, 0]
-    assert other.model.dtype == torch.bfloat16
+    assert other.forward.model.dtype == torch.bfloat16

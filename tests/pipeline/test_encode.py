@@ -162,7 +162,7 @@ def test_a_device_that_runs_out_of_memory_costs_no_row_and_recovers(folder: Path
         if kwargs["input_ids"].numel() > 200:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
-    hook = encoder.model.register_forward_pre_hook(full, with_kwargs=True)
+    hook = encoder.forward.model.register_forward_pre_hook(full, with_kwargs=True)
     texts = texts_of(*([10, 60, 25, 33, 1] * 10))
     out = encode(block_of(folder, texts))
     assert set(out.column("fate").to_pylist()) == {FRESH}
@@ -197,7 +197,7 @@ def test_an_actor_samples_so_many_rows_and_no_more(folder: Path) -> None:
 
 def test_a_wrong_encoder_shows_in_the_sample(folder: Path) -> None:
     encode = actor(folder, dtype="bfloat16")
-    model = encode.loading.result().model
+    model = encode.loading.result().forward.model
     with torch.no_grad():  # as a damaged checkpoint or a wrong kernel would
         model.encoder.layer[1].attention.self.query.weight.neg_()
         model.encoder.layer[1].output.dense.weight.neg_()
