@@ -31,8 +31,8 @@ from stella_ray.pipeline.corpus import (
     find_shards,
     look_at,
 )
+from stella_ray.pipeline.judge import Preparation
 from stella_ray.pipeline.kept import kept_fields
-from stella_ray.pipeline.prepare import Preparation
 from stella_ray.pipeline.report import RejectsFile, RunReport
 from stella_ray.pipeline.run import Guards, Run
 from stella_ray.pipeline.shards import Shard

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from stella_ray.errors import CorpusError
 from stella_ray.pipeline.cells import CorpusColumns, as_type
-from stella_ray.pipeline.prepare import sound_rows
+from stella_ray.pipeline.judge import sound_rows
 from stella_ray.pipeline.shards import Shard, arrow_rows, read_shard
 
 KEPT = {"year": pa.int64(), "score": pa.float64(), "at": pa.timestamp("us"), "on": pa.bool_()}
