@@ -85,7 +85,9 @@ RECEIPT = pa.schema(
         pa.field("read_seconds", pa.float64()),
         pa.field("encode_seconds", pa.float64()),
         pa.field("write_seconds", pa.float64()),
-        pa.field("encoded_at", pa.float64()),
+        pa.field("encoded_from", pa.float64()),
+        pa.field("first_encoded", pa.float64()),
+        pa.field("encoded_until", pa.float64()),
         pa.field("repeated_rows", pa.int64()),
         pa.field("seen", pa.binary()),
         pa.field("fresh_keys", pa.binary()),
@@ -98,7 +100,8 @@ RECEIPT = pa.schema(
 )
 """`seen`: int64 positions among the known keys; `*_keys`: 16 bytes a written row; `broken`: the
 keys of chunks that were rejected, whose documents must go whole; `rows_read` counts documents;
-`encoded_at`: when the first of its rows was encoded, in seconds since 1970, null where none was."""
+`encoded_from`, `first_encoded`, `encoded_until`: when its first window met the encoder, when that
+was done and when its last was, in seconds since 1970; null where none did."""
 
 
 def source(kept: Sequence[pa.Field]) -> pa.Schema:
@@ -151,7 +154,8 @@ def embedded(prepared_schema: pa.Schema) -> pa.Schema:
             pa.field("reference", pa.list_(pa.float32())),
             pa.field("padded_tokens", pa.int32()),
             pa.field("encode_seconds", pa.float32()),
-            pa.field("encoded_at", pa.float64()),
+            pa.field("encoded_from", pa.float64()),
+            pa.field("encoded_until", pa.float64()),
         ]
     )
 

@@ -85,16 +85,17 @@ class EncodeBlocks:
         import torch
 
         torch.set_num_threads(self.threads)  # counts for the thread that calls it alone
+        began = time.time()
         try:
             found = encoder.embed_tokens(tokens_of(block.take(fresh)))
-            at = time.time()
+            span = (began, time.time())
             references = self.references(encoder, block, np.delete(fresh, list(found.faults)))
         except torch.AcceleratorError as error:
             # After an illegal access or a failed assert on the device, nothing in this process can
             # succeed any more; Ray starts another.
             log.error("the device is lost, leaving the process: %s", error)
             os._exit(70)
-        return with_vectors(block, fresh, found, references, at)
+        return with_vectors(block, fresh, found, references, span)
 
     def references(
         self, encoder: Encoder, block: pa.Table, rows: np.ndarray
@@ -165,7 +166,7 @@ def with_vectors(
     fresh: np.ndarray,
     found: Embedded | None = None,
     references: Mapping[int, np.ndarray] | None = None,
-    at: float | None = None,
+    span: tuple[float | None, float | None] = (None, None),
 ) -> pa.Table:
     """Prepared rows as embedded ones, `rows.embedded`; those the encoder raised on are rejected.
 
@@ -174,7 +175,7 @@ def with_vectors(
         fresh: the numbers of its fresh rows, which alone get a vector.
         found: what the encoder gave for them; None where there are none.
         references: sampled rows' second vectors, by the number of their row.
-        at: when the encoder gave them, in seconds since 1970.
+        span: when the encoder began with them and was done, in seconds since 1970.
     """
     vectors: dict[int, np.ndarray] = {}
     padded, spent = np.zeros(len(block), np.int32), np.zeros(len(block), np.float32)
@@ -194,7 +195,8 @@ def with_vectors(
         "reference": _lists(references or {}, len(block)),
         "padded_tokens": pa.array(padded),
         "encode_seconds": pa.array(spent),
-        "encoded_at": pa.repeat(pa.scalar(at, pa.float64()), len(block)),
+        "encoded_from": pa.repeat(pa.scalar(span[0], pa.float64()), len(block)),
+        "encoded_until": pa.repeat(pa.scalar(span[1], pa.float64()), len(block)),
     }
     schema = embedded(block.schema)
     return pa.table(
