@@ -6,6 +6,7 @@ import itertools
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -246,13 +247,12 @@ def test_a_killed_encoder_s_windows_are_tried_once_more_each_and_no_row_doubles(
     tmp_path: Path, local_ray: None, table: VectorTable, how: Preparation, write_jsonl: Any
 ) -> None:
     corpus = shards(tmp_path, write_jsonl, 2, 40)
-    ledger, told, pool = flow(corpus, table, how, tmp_path, 0.1, dies=True)
+    ledger, _, pool = flow(corpus, table, how, tmp_path, 0.1, dies=True)
     assert_whole(table, how, 80)
     assert ledger.counts.rows_read == 80
-    tries = (tmp_path / "windows").read_text().splitlines()
-    assert len(set(tries)) == len(told)
-    again = len(tries) - len(set(tries))
-    assert 1 <= again <= pool.windows_at_once
+    tries = Counter((tmp_path / "windows").read_text().splitlines())
+    assert set(tries.values()) == {1, 2}
+    assert list(tries.values()).count(2) <= pool.windows_at_once
 
 
 @pytest.mark.ray
