@@ -31,8 +31,8 @@ from stella_ray.pipeline.corpus import (
     find_shards,
     look_at,
 )
+from stella_ray.pipeline.judge import Preparation
 from stella_ray.pipeline.kept import kept_fields
-from stella_ray.pipeline.prepare import Preparation
 from stella_ray.pipeline.report import RejectsFile, RunReport
 from stella_ray.pipeline.run import Guards, Run
 from stella_ray.pipeline.shards import Shard
@@ -119,12 +119,13 @@ class EmbedJob:
         )
 
 
-def run(job: EmbedJob, dataset: Dataset | None = None) -> RunReport:
+def run(job: EmbedJob, dataset: Dataset | None = None, seconds_before: float = 0.0) -> RunReport:
     """Find encoder, rows and table; then embed on the cluster; then publish.
 
     Args:
         job: the settings.
         dataset: rows to embed instead of the shards of `job.corpus`.
+        seconds_before: what the job has taken so far, for the report.
     """
     began = datetime.datetime.now(datetime.timezone.utc)
     if not job.corpus and dataset is None:
@@ -142,6 +143,7 @@ def run(job: EmbedJob, dataset: Dataset | None = None) -> RunReport:
         )
     run_id = f"{began:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
     report = RunReport(run_id, uri, spec.fingerprint, settings.shown(job))
+    report.began = began.timestamp() - seconds_before
     folder = f"{uri.rpartition('/')[0]}/runs/{run_id}"
     places = [f"{folder}/report.json", *([absolute(job.report)] if job.report else [])]
     lock = locked(
@@ -192,7 +194,7 @@ def embed(
     table.run_id = report.run_id
     with cluster():
         pool = size_pool(job.pool)
-        report.pool = str(pool)
+        report.pool, report.encoders = str(pool), pool.encoders
         log.info("run %s: %s", report.run_id, pool)
         Run(
             corpus=as_corpus(rows, job, kept),
@@ -266,7 +268,7 @@ def main() -> None:
     for chatty in ("botocore", "aiobotocore", "s3fs"):  # they tell where they found credentials
         logging.getLogger(chatty).setLevel(logging.WARNING)
     log.info("settings: %s", settings.shown(job))
-    run(job)
+    run(job, seconds_before=settings.process_age())
 
 
 if __name__ == "__main__":

@@ -6,13 +6,16 @@
     EMBEDDED  the same with a vector in place of the token ids
     RECEIPT   one row for each written block: fragments, counts, and what was seen
 
-Rows of every fate travel together, so that a stage is a function from block to block and each count
-is a sum over rows. A row carries its own share of the costs (`*_seconds`, `shard_bytes`).
+Rows that must be written or named travel together, whatever their fate; those that stay as they are
+leave the first task as one row that sums them up. So a stage is a function from block to block and
+each count is a sum over rows. A row carries its own share of the costs (`*_seconds`,
+`shard_bytes`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 
@@ -26,6 +29,19 @@ FRESH, UNCHANGED, REFRESHED = "fresh", "unchanged", "refreshed"
 REPEATED, REJECTED = "repeated", "rejected"
 """A row's fate: to be embedded; in the table as it is; in the table, but its kept columns changed
 (the old vector is kept); the same in all as a row before it; not usable."""
+
+SUMMARY = "summary"
+"""In the place of a fate: one row for all the unchanged and repeated ones of a window, `STAYED`."""
+
+STAYED = pa.struct(
+    [
+        pa.field("rows", pa.int64()),
+        pa.field("repeated", pa.int64()),
+        pa.field("seen", pa.binary()),
+    ]
+)
+"""How many rows stay where they are, how many of these repeat another, and where the table has the
+unchanged ones: int64 positions among the known keys."""
 
 KEY_BYTES = 16
 DOC_BYTES, TEXT_BYTES, KEPT_BYTES = 7, 5, 4
@@ -69,6 +85,9 @@ RECEIPT = pa.schema(
         pa.field("read_seconds", pa.float64()),
         pa.field("encode_seconds", pa.float64()),
         pa.field("write_seconds", pa.float64()),
+        pa.field("encoded_from", pa.float64()),
+        pa.field("first_encoded", pa.float64()),
+        pa.field("encoded_until", pa.float64()),
         pa.field("repeated_rows", pa.int64()),
         pa.field("seen", pa.binary()),
         pa.field("fresh_keys", pa.binary()),
@@ -80,7 +99,9 @@ RECEIPT = pa.schema(
     ]
 )
 """`seen`: int64 positions among the known keys; `*_keys`: 16 bytes a written row; `broken`: the
-keys of chunks that were rejected, whose documents must go whole; `rows_read` counts documents."""
+keys of chunks that were rejected, whose documents must go whole; `rows_read` counts documents;
+`encoded_from`, `first_encoded`, `encoded_until`: when its first window met the encoder, when that
+was done and when its last was, in seconds since 1970; null where none did."""
 
 
 def source(kept: Sequence[pa.Field]) -> pa.Schema:
@@ -114,6 +135,7 @@ def prepared(kept: Sequence[pa.Field], store_text: bool, id_type: pa.DataType) -
             pa.field("token_ids", pa.list_(id_type)),
             pa.field("n_tokens", pa.int32()),
             pa.field("truncated", pa.bool_()),
+            pa.field("stayed", STAYED),
             *COSTS,
         ]
     )
@@ -132,6 +154,8 @@ def embedded(prepared_schema: pa.Schema) -> pa.Schema:
             pa.field("reference", pa.list_(pa.float32())),
             pa.field("padded_tokens", pa.int32()),
             pa.field("encode_seconds", pa.float32()),
+            pa.field("encoded_from", pa.float64()),
+            pa.field("encoded_until", pa.float64()),
         ]
     )
 
@@ -197,23 +221,32 @@ def key_array(block: pa.Table | pa.RecordBatch, column: str = "row_key") -> np.n
     return np.frombuffer(data, dtype=f"S{KEY_BYTES}")
 
 
+def key_column(keys: np.ndarray) -> pa.Array:
+    """`S16` keys as a column."""
+    return pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(KEY_BYTES), len(keys), [None, pa.py_buffer(keys.tobytes())]
+    )
+
+
 def row_keys(block: pa.Table, kept: Sequence[str], fingerprint: str) -> pa.Array:
     """The row_key of each row of `block` (columns doc_id, text and `kept`), BLAKE2b in three parts.
 
     Null ids and texts count as empty; such rows are rejected anyway.
     """
-    text_hash = hashlib.blake2b(fingerprint.encode(), digest_size=TEXT_BYTES)
-    kept_hashes = _kept_hashes(block, kept)
-    out = bytearray()
     ids, texts = (_cells(block.column(name)) for name in ("doc_id", "text"))
-    for doc_id, text, kept_hash in zip(ids, texts, kept_hashes, strict=True):
-        out += hashlib.blake2b(doc_id, digest_size=DOC_BYTES).digest()
-        hasher = text_hash.copy()
+    blake2b, begun = hashlib.blake2b, hashlib.blake2b(fingerprint.encode(), digest_size=TEXT_BYTES)
+    text_hashes = [begun.copy() for _ in texts]
+    for hasher, text in zip(text_hashes, texts, strict=True):
         hasher.update(text)
-        out += hasher.digest()
-        out += kept_hash
+    parts = zip(
+        [blake2b(doc_id, digest_size=DOC_BYTES).digest() for doc_id in ids],
+        [hasher.digest() for hasher in text_hashes],
+        _kept_hashes(block, kept),
+        strict=True,
+    )
+    out = b"".join(itertools.chain.from_iterable(parts))
     return pa.FixedSizeBinaryArray.from_buffers(
-        pa.binary(KEY_BYTES), len(block), [None, pa.py_buffer(bytes(out))]
+        pa.binary(KEY_BYTES), len(block), [None, pa.py_buffer(out)]
     )
 
 
@@ -237,7 +270,17 @@ def chunk_keys(keys: np.ndarray, numbers: np.ndarray) -> np.ndarray:
 
 def _cells(column: pa.ChunkedArray) -> list[bytes]:
     """Each cell's bytes; of a null none."""
-    return [cell or b"" for cell in column.cast(pa.large_binary()).to_pylist()]
+    cells: list[bytes] = []
+    for chunk in column.cast(pa.large_binary()).chunks:
+        if chunk.null_count:
+            chunk = pc.fill_null(chunk, b"")
+        _, offsets, data = chunk.buffers()
+        ends = np.frombuffer(offsets, np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
+        # From the first cell to the last: a slice shares its buffer with all the rest.
+        held = data.slice(ends[0], ends[-1] - ends[0]).to_pybytes() if data else b""
+        places = (ends - ends[:1]).tolist()
+        cells += [held[a:b] for a, b in itertools.pairwise(places)]
+    return cells
 
 
 def _kept_hashes(block: pa.Table, kept: Sequence[str]) -> list[bytes]:

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import sys
+import time
 import traceback
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -150,6 +151,15 @@ def run_job(main: Callable[[], None]) -> typing.NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     sys.exit(code)
+
+
+def process_age() -> float:
+    """Seconds since this process was started; 0 where the system doesn't say (Linux does)."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text("ascii").rpartition(")")[2].split()[19])
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError):
+        return 0.0
 
 
 def in_submitted_job() -> bool:

@@ -22,6 +22,13 @@ SETTLED = 128
 word (BERT's are at most 100 characters) stays behind them."""
 
 
+SIGNS = "!\"#%&'()*,-./:;?@_{}，。！？；：、（）《》〈〉【】「」『』“”‘’…—·"
+"""Punctuation of Chinese texts; what isn't here costs only time."""
+
+RUNS_KEPT, LONGEST_RUN_KEPT = 1 << 16, 32
+"""Runs between Chinese characters whose ids are remembered, and their characters at most."""
+
+
 @dataclass(frozen=True)
 class Ragged:
     """Token ids of many rows, back to back.
@@ -97,6 +104,9 @@ class TextTokenizer:
         ids = self._tokenizer.encode("a").ids
         behind = mask[::-1].index(0) if 0 in mask else 0
         self._suffix = ids[len(ids) - behind :]
+        self._front = ids[: mask.index(0) if 0 in mask else 0]
+        self._lone = _lone_characters(self._tokenizer)
+        self._runs: dict[str, list[int]] = {}
         size = self._tokenizer.get_vocab_size(with_added_tokens=True)
         self.id_type: type[np.generic] = np.uint16 if size <= 1 << 16 else np.int32
 
@@ -106,14 +116,13 @@ class TextTokenizer:
         A long text is not tokenised whole in order to keep its first max_tokens tokens: it is cut
         by characters first, and tokenised again, twice as far, where that left too few tokens.
         """
-        rows: list[list[int]] = [[]] * len(texts)
+        rows = [np.empty(0, np.int32)] * len(texts)
         todo = list(range(len(texts)))
         reach = self.max_tokens * CHARACTERS_PER_TOKEN
         while todo:
-            encoded = self._tokenizer.encode_batch_fast([prefix + texts[i][:reach] for i in todo])
+            encoded = self._encode([prefix + texts[i][:reach] for i in todo])
             again = []
-            for i, encoding in zip(todo, encoded, strict=True):
-                ids = encoding.ids
+            for i, ids in zip(todo, encoded, strict=True):
                 if len(texts[i]) > reach and len(ids) < self.max_tokens + SETTLED:
                     again.append(i)
                 else:
@@ -122,13 +131,58 @@ class TextTokenizer:
         lengths = np.fromiter((len(ids) for ids in rows), np.int64, len(rows))
         truncated = lengths > self.max_tokens
         for i in np.flatnonzero(truncated).tolist():
-            rows[i] = rows[i][: self.max_tokens - len(self._suffix)] + self._suffix
+            rows[i] = np.append(rows[i][: self.max_tokens - len(self._suffix)], self._suffix)
         lengths = np.minimum(lengths, self.max_tokens)
         offsets = np.concatenate([[0], np.cumsum(lengths)])
-        values = np.empty(int(offsets[-1]), self.id_type)
-        for start, ids in zip(offsets[:-1], rows, strict=True):
-            values[start : start + len(ids)] = ids
+        values = np.concatenate([np.empty(0, np.int32), *rows]).astype(self.id_type)
         return Ragged(values, offsets, truncated)
+
+    def _encode(self, texts: list[str]) -> list[np.ndarray]:
+        """Each text's ids, special ones included: where most of it is Chinese by table."""
+        if self._lone is None:
+            return [np.array(e.ids, np.int32) for e in self._tokenizer.encode_batch_fast(texts)]
+        ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
+        starts = np.concatenate([[0], ends[:-1]])
+        codes = np.frombuffer("".join(texts).encode("utf-32-le"), np.uint32)
+        ids = self._lone[np.minimum(codes, len(self._lone) - 1)]
+        count = np.concatenate([[0], np.cumsum(ids >= 0)])
+        chinese = 2 * (count[ends] - count[starts]) > ends - starts
+        whole = [text for text, table in zip(texts, chinese.tolist(), strict=True) if not table]
+        encoded = iter(self._tokenizer.encode_batch_fast(whole) if whole else [])
+        return [
+            self._by_table(text, ids[a:b]) if table else np.array(next(encoded).ids, np.int32)
+            for text, a, b, table in zip(
+                texts, starts.tolist(), ends.tolist(), chinese.tolist(), strict=True
+            )
+        ]
+
+    def _by_table(self, text: str, ids: np.ndarray) -> np.ndarray:
+        """The ids of a text from those of its lone characters; the library does what is between.
+
+        Args:
+            text: of which each lone character is a word.
+            ids: the id of each character, -1 for those that aren't lone, int32 [characters].
+        """
+        other = np.flatnonzero(np.diff(ids < 0, prepend=False, append=False))
+        if not len(other):
+            return np.concatenate([self._front, ids, self._suffix]).astype(np.int32)
+        parts, done = [np.asarray(self._front, np.int32)], 0
+        for start, end in other.reshape(-1, 2).tolist():
+            parts += [ids[done:start], np.asarray(self._run(text[start:end]), np.int32)]
+            done = end
+        return np.concatenate([*parts, ids[done:], np.asarray(self._suffix, np.int32)])
+
+    def _run(self, text: str) -> list[int]:
+        """The ids of what stands between lone characters: numbers, names, often the same."""
+        found = self._runs.get(text)
+        if found is None:
+            ids = self.ids(text)
+            found = ids[len(self._front) : len(ids) - len(self._suffix)]
+            if len(text) <= LONGEST_RUN_KEPT:
+                if len(self._runs) >= RUNS_KEPT:
+                    self._runs.clear()
+                self._runs[text] = found
+        return found
 
     def ids(self, text: str) -> list[int]:
         """All token ids of a text, special ones included, uncut."""
@@ -139,6 +193,35 @@ class TextTokenizer:
         """Tokenise `prefix + text`, uncut, for where the text could be cut."""
         encoding = self._tokenizer.encode(prefix + text)
         return TokenPlaces(encoding, len(prefix), len(self._suffix))
+
+
+def _lone_characters(tokenizer: Any) -> np.ndarray | None:
+    """The ids of characters that BERT takes for words of their own, whatever stands beside them.
+
+    BertNormalizer puts blanks around Chinese characters, and BertPreTokenizer cuts around signs, so
+    a text is the tokens of what is between them and theirs. A character of an added token ("[SEP]")
+    is left out: such tokens are found first.
+
+    Returns:
+        By code point, -1 for others, int32 [65536]; None if the tokenizer isn't made so.
+    """
+    parts = (tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.model)
+    if [type(part).__name__ for part in parts] != [
+        "BertNormalizer",
+        "BertPreTokenizer",
+        "WordPiece",
+    ]:
+        return None
+    vocabulary = tokenizer.get_vocab(with_added_tokens=False)
+    unknown = vocabulary.get(tokenizer.model.unk_token)
+    if unknown is None or not tokenizer.normalizer.handle_chinese_chars:
+        return None
+    added = set("".join(t.content for t in tokenizer.get_added_tokens_decoder().values()))
+    out = np.full(1 << 16, -1, np.int32)
+    for letter in (*map(chr, range(0x3400, 0x4DC0)), *map(chr, range(0x4E00, 0xA000)), *SIGNS):
+        if letter not in added:
+            out[ord(letter)] = vocabulary.get(letter, unknown)
+    return out
 
 
 def _load(folder: Path) -> Any:

@@ -70,6 +70,9 @@ class Pool:
     cpus_per_encoder: float
     task_cpus: float
     threads: int
+    windows_at_once: int
+    """Windows in an encoder's hands: on a GPU two, so that it computes one while the vectors of the
+    one before are put together and shipped; a CPU has nothing to wait for."""
     window_rows: int
     block_bytes: int
     window_retries: int
@@ -180,6 +183,7 @@ def size_pool(settings: PoolSettings) -> Pool:
         cpus_per_encoder=each,
         task_cpus=task_cpus,
         threads=max(1, round(share / max(1.0, encoders / len(nodes)))),
+        windows_at_once=2 if per_gpu else 1,
         window_rows=window_rows,
         window_retries=settings.window_retries,
         no_progress_seconds=settings.no_progress_seconds,

@@ -38,6 +38,10 @@ TASKS_PER_ENCODER, BYTES_PER_TASK = 16, 64 << 20
 """Small shards are read several by one task, as long as that leaves so many tasks, and of a task's
 bytes no more."""
 
+ROWS_PER_READ = 8_192
+"""Rows that are read and judged together, or fewer where they are long (`BYTES_PER_WINDOW`): in 512
+each costs twice as much."""
+
 _READABLE = f"{', '.join(FORMATS)} (each but parquet also with {' or '.join(COMPRESSIONS)})"
 
 
@@ -211,7 +215,7 @@ class ShardedCorpus:
             fn_kwargs={
                 "columns": self.columns,
                 "kept": tuple(self.kept),
-                "window_rows": pool.window_rows,
+                "window_rows": ROWS_PER_READ,
                 "storage": self.storage,
                 "on_bad_shard": self.on_bad_shard,
             },

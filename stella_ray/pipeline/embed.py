@@ -7,8 +7,8 @@ never texts or vectors.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,8 +18,12 @@ from stella_ray.encode.models import EncoderSettings
 from stella_ray.pipeline.cluster import Pool
 from stella_ray.pipeline.corpus import Corpus
 from stella_ray.pipeline.encode import EncodeBlocks
-from stella_ray.pipeline.prepare import Preparation, prepare_block, rows_of_documents
+from stella_ray.pipeline.judge import Preparation, resolved, rows_of_documents
+from stella_ray.pipeline.prepare import prepare_block
 from stella_ray.pipeline.write import write
+
+if TYPE_CHECKING:
+    from stella_ray.encode.encoder import Encoder
 
 
 def receipts(
@@ -28,6 +32,7 @@ def receipts(
     settings: EncoderSettings,
     pool: Pool,
     target: dict[str, Any],
+    opened: Callable[[EncoderSettings, str], Encoder] | None = None,
 ) -> Iterator[pa.Table]:
     """Run a corpus through preparation, encoders and writers; yields a receipt a written block.
 
@@ -37,23 +42,32 @@ def receipts(
         settings: the encoder.
         pool: sizes.
         target: the keyword arguments of `write` beside the block.
+        opened: how an actor comes by its encoder; by default it loads what the settings name.
     """
+    known = resolved(target["known"])
     prepared = corpus.rows(pool).map_batches(
         prepare_block,
-        fn_kwargs={"how": how, "known": target["known"]},
+        fn_kwargs={"how": how, "known": target["known"], "window_rows": pool.window_rows},
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=pool.task_cpus,
     )
+    # On a table that has rows already, most nights bring little; but an idle GPU costs more than
+    # a model that nobody needed.
+    at_once = not len(known.keys) or pool.gpus_per_encoder > 0
     with warnings.catch_warnings():
         # A bound on retries has no other way in yet; without it a window that kills its actor is
         # tried for ever.
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
         vectors = prepared.map_batches(
             EncodeBlocks,
-            fn_constructor_args=(settings, how.digest, pool.threads),
-            compute=ActorPoolStrategy(size=pool.encoders),
-            batch_size=pool.window_rows,
+            fn_constructor_args=(settings, how.digest, pool.threads, at_once, opened),
+            compute=ActorPoolStrategy(
+                size=pool.encoders,
+                max_concurrent_calls_per_actor=pool.windows_at_once,
+                enable_true_multi_threading=True,
+            ),
+            batch_size=None,
             batch_format="pyarrow",
             num_cpus=pool.cpus_per_encoder,
             num_gpus=pool.gpus_per_encoder or None,

@@ -6,12 +6,15 @@ and write have no use for it (4 s and 400 MB a process).
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import platform
+import threading
+import time
 import zlib
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,15 +39,42 @@ miss an encoder that is wrong for a tenth of them once in 800 times (0.9**64), a
 class EncodeBlocks:
     """An actor that holds the encoder: prepared blocks in, embedded ones out.
 
-    The encoder loads beside the readers' first work. Windows without a fresh row don't wait for it,
-    so a night without changes ends before it is there.
+    It may be called from several threads at once: while one window is on the device, the vectors of
+    the one before are put together and shipped.
+
+    Args:
+        settings: the encoder.
+        digest: of the fingerprint that rows were keyed with.
+        threads: of the CPU, for one window.
+        at_once: load the encoder beside the readers' first work, not with the first row that needs
+            it: right where much is new, a waste on a night without changes.
+        opened: how to come by the encoder.
     """
 
-    def __init__(self, settings: EncoderSettings, digest: str, threads: int) -> None:
+    def __init__(
+        self,
+        settings: EncoderSettings,
+        digest: str,
+        threads: int,
+        at_once: bool = True,
+        opened: Callable[[EncoderSettings, str], Encoder] | None = None,
+    ) -> None:
         keep_ray_data_quiet()
         self.threads = threads
         self.samples_left = SAMPLES
-        self.loading = ThreadPoolExecutor(1).submit(load, settings, digest)
+        self._sampling = threading.Lock()
+        self._load = functools.partial(opened or load, settings, digest)
+        self._loader, self._begun = ThreadPoolExecutor(1), threading.Lock()
+        if at_once:
+            self.loading  # noqa: B018 - begins it
+
+    @property
+    def loading(self) -> Future[Encoder]:
+        """The encoder on its way; asked for the first time, it sets off."""
+        with self._begun:
+            if not hasattr(self, "_loading"):
+                self._loading = self._loader.submit(self._load)
+            return self._loading
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Embed one window."""
@@ -55,15 +85,17 @@ class EncodeBlocks:
         import torch
 
         torch.set_num_threads(self.threads)  # counts for the thread that calls it alone
+        began = time.time()
         try:
             found = encoder.embed_tokens(tokens_of(block.take(fresh)))
+            span = (began, time.time())
             references = self.references(encoder, block, np.delete(fresh, list(found.faults)))
         except torch.AcceleratorError as error:
             # After an illegal access or a failed assert on the device, nothing in this process can
             # succeed any more; Ray starts another.
             log.error("the device is lost, leaving the process: %s", error)
             os._exit(70)
-        return with_vectors(block, fresh, found, references)
+        return with_vectors(block, fresh, found, references, span)
 
     def references(
         self, encoder: Encoder, block: pa.Table, rows: np.ndarray
@@ -83,7 +115,9 @@ class EncodeBlocks:
         """
         import torch
 
-        count = min(-(-len(rows) // ROWS_PER_SAMPLE), self.samples_left)
+        with self._sampling:
+            count = min(-(-len(rows) // ROWS_PER_SAMPLE), self.samples_left)
+            self.samples_left -= count
         if not count:
             return {}
         keys = key_array(block)
@@ -97,7 +131,6 @@ class EncodeBlocks:
             self.samples_left = 0
             log.warning("no vectors to check the encoder by: %s", " ".join(str(error).split()))
             return {}
-        self.samples_left -= count
         return dict(zip(order, vectors, strict=True))
 
 
@@ -133,6 +166,7 @@ def with_vectors(
     fresh: np.ndarray,
     found: Embedded | None = None,
     references: Mapping[int, np.ndarray] | None = None,
+    span: tuple[float | None, float | None] = (None, None),
 ) -> pa.Table:
     """Prepared rows as embedded ones, `rows.embedded`; those the encoder raised on are rejected.
 
@@ -141,6 +175,7 @@ def with_vectors(
         fresh: the numbers of its fresh rows, which alone get a vector.
         found: what the encoder gave for them; None where there are none.
         references: sampled rows' second vectors, by the number of their row.
+        span: when the encoder began with them and was done, in seconds since 1970.
     """
     vectors: dict[int, np.ndarray] = {}
     padded, spent = np.zeros(len(block), np.int32), np.zeros(len(block), np.float32)
@@ -160,6 +195,8 @@ def with_vectors(
         "reference": _lists(references or {}, len(block)),
         "padded_tokens": pa.array(padded),
         "encode_seconds": pa.array(spent),
+        "encoded_from": pa.repeat(pa.scalar(span[0], pa.float64()), len(block)),
+        "encoded_until": pa.repeat(pa.scalar(span[1], pa.float64()), len(block)),
     }
     schema = embedded(block.schema)
     return pa.table(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +35,10 @@ class Counts:
     read_seconds: float = 0.0
     encode_seconds: float = 0.0
     write_seconds: float = 0.0
+    encoded_from: float = math.inf
+    first_encoded: float = math.inf
+    encoded_until: float = -math.inf
+    """When a window first met an encoder, when the first and when the last one was done."""
 
 
 @dataclass
@@ -79,6 +84,10 @@ class Ledger:
             counts = self.counts
             for name in _SUMS:
                 setattr(counts, name, getattr(counts, name) + row[name])
+            if row["encoded_from"] is not None:
+                counts.encoded_from = min(counts.encoded_from, row["encoded_from"])
+                counts.first_encoded = min(counts.first_encoded, row["first_encoded"])
+                counts.encoded_until = max(counts.encoded_until, row["encoded_until"])
             counts.repeated += row["repeated_rows"]
             counts.bad_shards += len(row["bad_shards"])
             self._count_rejects(row["rejects"], np.frombuffer(row["broken"], _KEY))

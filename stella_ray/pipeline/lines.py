@@ -7,15 +7,17 @@ import gzip
 import io
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import orjson
 import pyarrow as pa
 
 from stella_ray.errors import BadShard
 from stella_ray.pipeline.cells import CorpusColumns, as_type, check_columns, not_utf8
+
+T = TypeVar("T")
 
 LONGEST_FIELD = 2**31 - 1
 """csv's own limit of 131,072 characters a field is below a long document."""
@@ -133,7 +135,8 @@ def read_jsonl(
     """
     lines, objects = Lines(), _Objects()
     first = True
-    for number, line in enumerate(opened(file, compression)):
+    damage: list[Exception] = []
+    for number, line in enumerate(_until_damaged(opened(file, compression), damage)):
         line = line.removeprefix(BOM) if number == 0 else line
         if not line.strip():
             continue
@@ -152,6 +155,21 @@ def read_jsonl(
         if first:
             objects.check(path, columns)
         yield lines.table(kept), position(file)
+    for error in damage:
+        raise error
+
+
+def _until_damaged(items: Iterable[T], damage: list[Exception]) -> Iterator[T]:
+    """The items before the first that can't be read: they count, whatever the window's size.
+
+    Args:
+        items: lines or rows of a shard.
+        damage: gets what ended them early, to be raised behind them.
+    """
+    try:
+        yield from items
+    except Exception as error:
+        damage.append(error)
 
 
 def first_json_types(
@@ -257,8 +275,8 @@ def read_csv(
         check_columns(path, columns.all, header)
         doc_at, text_at = header.index(columns.doc_id), header.index(columns.text)
         kept_at = [header.index(column.name) for column in kept]
-        lines, row = Lines(), 0
-        for cells in reader:
+        lines, row, damage = Lines(), 0, list[Exception]()
+        for cells in _until_damaged(reader, damage):
             if not cells:
                 continue  # an empty line is no row
             reason = None
@@ -274,3 +292,5 @@ def read_csv(
                 lines = Lines()
         if lines.rows:
             yield lines.table(kept), position(file)
+        for error in damage:
+            raise error

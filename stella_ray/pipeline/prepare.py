@@ -1,81 +1,104 @@
-"""What becomes of a row before the encoder: rejected, known, or tokenised."""
+"""What becomes of a row before the encoder: rejected, known, or tokenised.
+
+Rows that stay as they are never leave the task that read them; a row that sums them up does.
+"""
 
 from __future__ import annotations
 
 import functools
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 
 from stella_ray.encode.chunks import Chunks, chunk_texts
 from stella_ray.encode.hub import model_folder
 from stella_ray.encode.models import EncoderSpec
 from stella_ray.encode.tokens import TextTokenizer
 from stella_ray.pipeline.cluster import keep_ray_data_quiet
-from stella_ray.pipeline.ledger import document_parts
+from stella_ray.pipeline.judge import Judged, Preparation, judge, resolved
 from stella_ray.rows import (
-    DOC_BYTES,
     FRESH,
-    KEY_BYTES,
-    REFRESHED,
-    REJECTED,
     REPEATED,
-    TEXT_BYTES,
+    STAYED,
+    SUMMARY,
     UNCHANGED,
     chunk_keys,
-    key_array,
+    key_column,
     prepared,
-    row_keys,
 )
-from stella_ray.table.keys import KnownKeys
 
 
-@dataclass(frozen=True, kw_only=True)
-class Preparation:
-    """What every worker needs in order to prepare rows."""
+def prepare_block(
+    block: pa.Table, how: Preparation, known: Any, window_rows: int
+) -> Iterator[pa.Table]:
+    """The first stage: what becomes of each row; those that stay where they are stay here.
 
-    kept: tuple[pa.Field, ...]
-    store_text: bool
-    spec: EncoderSpec
-    digest: str
-    """The fingerprint's digest, part of each row_key."""
-    chunk_overlap: int | None = None
-    """Tokens that a long document's chunks share with their neighbours; None: it is cut off."""
-
-    @property
-    def kept_names(self) -> list[str]:
-        """The names of the kept columns."""
-        return [field.name for field in self.kept]
-
-
-def prepare(block: pa.Table, how: Preparation, known: KnownKeys) -> pa.Table:
-    """Give every row its key and fate, and the fresh ones their token ids.
-
-    1. Reject what can't be embedded. 2. Key each row. 3. Drop the text of what is known, mark what
-    was seen. 4. Tokenise the rest, and make a row of each chunk of a long document.
+    1. Judge every row: reject what can't be embedded, key the rest, look for it in the table.
+    2. Sum up the unchanged and repeated rows in one. 3. Tokenise the others, a window at a time.
 
     Args:
         block: of the schema `rows.source(how.kept)`.
         how: encoder and columns.
-        known: the table's keys.
+        known: the table's keys, or a reference to them.
+        window_rows: documents to tokenise before they are passed on.
+
+    Yields:
+        Tables of the schema `rows.prepared`; at least one, since a block costs time.
+    """
+    keep_ray_data_quiet()
+    began = time.perf_counter()
+    judged = judge(block, how, resolved(known))
+    stays = (judged.fates == UNCHANGED) | (judged.fates == REPEATED)
+    moving = np.flatnonzero(~stays)
+    if stays.any() or not len(moving):
+        told = summary(block, judged, np.flatnonzero(stays), how)
+        yield with_time(told, time.perf_counter() - began)
+        began = time.perf_counter()
+    for start in range(0, len(moving), window_rows):
+        part = moving[start : start + window_rows]
+        out = tokenised(block.take(pa.array(part)), judged.take(part), how)
+        yield with_time(out, time.perf_counter() - began)
+        began = time.perf_counter()
+
+
+def summary(block: pa.Table, judged: Judged, rows: np.ndarray, how: Preparation) -> pa.Table:
+    """One row for these rows, which are unchanged or repeated, with their costs; `rows.STAYED`."""
+    there = judged.take(rows[judged.fates[rows] == UNCHANGED])
+    costs = {
+        name: float(block.column(name).to_numpy()[rows].sum(dtype=np.float64))
+        for name in ("shard_bytes", "read_seconds")
+    }
+    stayed = {
+        "rows": len(rows),
+        "repeated": len(rows) - len(there.keys),
+        "seen": ranges(there.known_at, there.known_rows).tobytes(),
+    }
+    one = {"shard": -1, "row": -1, "fate": SUMMARY, "stayed": stayed, **costs}
+    schema = prepared(how.kept, how.store_text, _id_type(how))
+    return pa.Table.from_pylist([one], schema=schema)
+
+
+def tokenised(block: pa.Table, judged: Judged, how: Preparation) -> pa.Table:
+    """Judged rows, the fresh ones with their token ids, a row for each chunk of a long document.
+
+    Args:
+        block: of the schema `rows.source(how.kept)`.
+        judged: its rows' keys and fates.
+        how: encoder and columns.
 
     Returns:
         A block of the schema `rows.prepared`, the same rows in the same order; the chunks of a
         document stand in its place.
     """
-    reasons = _reasons(block)
-    keys = row_keys(block, how.kept_names, how.digest)
-    fates, known_at, known_rows = _fates(keys, reasons, known)
+    fates = judged.fates
     fresh = np.flatnonzero(fates == FRESH)
     texts = block.column("text").take(pa.array(fresh)).to_pylist()
-    tokenizer = _tokenizer(how.spec)
-    cut = _cut(tokenizer, texts, how)
+    cut = _cut(_tokenizer(how.spec), texts, how)
     tokens = cut.tokens
     # Each row's document: a chunked one has several.
     repeats = np.ones(len(block), np.int64)
@@ -90,19 +113,15 @@ def prepare(block: pa.Table, how: Preparation, known: KnownKeys) -> pa.Table:
         return out
 
     counts = spread(tokens.lengths)
-    id_type = pa.from_numpy_dtype(tokenizer.id_type)
+    id_type = _id_type(how)
     token_ids = pa.ListArray.from_arrays(
         np.concatenate([[0], np.cumsum(counts)]).astype(np.int32), pa.array(tokens.values, id_type)
     )
     numbers = spread(cut.number)
+    keys = judged.keys
     if len(rows) > len(block):
-        block, fates = block.take(pa.array(rows)), fates[rows]
-        known_at, known_rows = known_at[rows], known_rows[rows]
-        reasons = [reasons[i] for i in rows.tolist()]
-        own = chunk_keys(key_array(pa.table({"row_key": keys}))[rows], numbers)
-        keys = pa.FixedSizeBinaryArray.from_buffers(
-            pa.binary(KEY_BYTES), len(own), [None, pa.py_buffer(own.tobytes())]
-        )
+        block, judged = block.take(pa.array(rows)), judged.take(rows)
+        keys, fates = chunk_keys(judged.keys, numbers), judged.fates
     columns = {name: block.column(name) for name in block.column_names}
     if how.store_text and how.chunk_overlap is None:
         columns["text"] = pc.if_else(
@@ -114,11 +133,11 @@ def prepare(block: pa.Table, how: Preparation, known: KnownKeys) -> pa.Table:
     first = pa.array((numbers == 0).astype(np.float32))
     columns |= {name: pc.multiply(columns[name], first) for name in ("shard_bytes", "read_seconds")}
     columns |= {
-        "row_key": keys,
+        "row_key": key_column(keys),
         "fate": pa.array(fates, pa.string()),
-        "reason": pa.array(reasons, pa.string()),
-        "known_at": pa.array(known_at),
-        "known_rows": pa.array(known_rows, pa.int32()),
+        "reason": judged.reasons,
+        "known_at": pa.array(judged.known_at),
+        "known_rows": pa.array(judged.known_rows, pa.int32()),
         "chunk": pa.array(numbers, pa.int32()),
         "chunks": pa.array(spread(repeats[fresh][cut.document]), pa.int32()),
         "chunk_start": pa.array(spread(cut.start), pa.int32()),
@@ -126,9 +145,14 @@ def prepare(block: pa.Table, how: Preparation, known: KnownKeys) -> pa.Table:
         "token_ids": token_ids,
         "n_tokens": pa.array(counts, pa.int32()),
         "truncated": pa.array(spread(tokens.truncated).astype(bool)),
+        "stayed": pa.nulls(len(rows), STAYED),
     }
     schema = prepared(how.kept, how.store_text, id_type)
     return pa.table({name: columns[name] for name in schema.names}, schema=schema)
+
+
+def _id_type(how: Preparation) -> pa.DataType:
+    return pa.from_numpy_dtype(_tokenizer(how.spec).id_type)
 
 
 def _cut(tokenizer: TextTokenizer, texts: list[str], how: Preparation) -> Chunks:
@@ -153,11 +177,6 @@ def _parts(fates: np.ndarray, texts: list[str], cut: Chunks) -> pa.Array:
     return pa.array(out, pa.string())
 
 
-def sound_rows(block: pa.Table) -> pa.Table:
-    """The rows that nothing is wrong with."""
-    return block.filter(pa.array([reason is None for reason in _reasons(block)], pa.bool_()))
-
-
 def with_time(block: pa.Table, seconds: float) -> pa.Table:
     """Add a stage's time to the rows' `read_seconds`, shared evenly."""
     at = block.schema.get_field_index("read_seconds")
@@ -165,41 +184,11 @@ def with_time(block: pa.Table, seconds: float) -> pa.Table:
     return block.set_column(at, block.schema.field(at), pc.add(block.column(at), share))
 
 
-def _reasons(block: pa.Table) -> list[str | None]:
-    """Why each row can't be embedded, None where it can."""
-    text, doc_id = block.column("text"), block.column("doc_id")
-    blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(pc.fill_null(text, ""))), 0)
-    empty = pc.equal(pc.binary_length(pc.fill_null(text, "")), 0)
-    no_id = pc.equal(pc.binary_length(pc.fill_null(doc_id, "")), 0)
-    choice = pc.case_when(
-        pc.make_struct(pc.is_valid(block.column("reason")), pc.is_null(text), empty, blank, no_id),
-        block.column("reason"),
-        "the text is null",
-        "the text is empty",
-        "the text is blank",
-        "the id is missing",
-    )
-    reasons: list[str | None] = choice.to_pylist()
-    return reasons
-
-
-def _fates(
-    keys: pa.Array, reasons: list[str | None], known: KnownKeys
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Each row's fate; where the table has its text, the place and number of its rows there."""
-    own = key_array(pa.table({"row_key": keys}))
-    exact, exact_rows = known.find_documents(own)
-    same_text, same_text_rows = known.find_documents(own, DOC_BYTES + TEXT_BYTES)
-    known_at = np.where(exact >= 0, exact, same_text)
-    known_rows = np.where(exact >= 0, exact_rows, same_text_rows)
-    fates = np.where(exact >= 0, UNCHANGED, np.where(same_text >= 0, REFRESHED, FRESH))
-    rejected = np.array([reason is not None for reason in reasons], bool)
-    first = np.zeros(len(own), bool)
-    sound = np.flatnonzero(~rejected)
-    first[sound[np.unique(own[sound], return_index=True)[1]]] = True
-    fates = np.where(rejected, REJECTED, np.where(first, fates, REPEATED)).astype(object)
-    there = np.isin(fates, (UNCHANGED, REFRESHED))
-    return fates, np.where(there, known_at, -1), np.where(there, known_rows, 0)
+def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The numbers start, start + 1, … of each range, one after another, int64."""
+    inside = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    out: np.ndarray = np.repeat(starts, counts) + inside
+    return out.astype(np.int64)
 
 
 @functools.lru_cache(maxsize=2)
@@ -209,25 +198,3 @@ def _tokenizer(spec: EncoderSpec) -> TextTokenizer:
     if not folder.exists():  # another node than the driver's, with a cache of its own
         folder = model_folder(spec.name, spec.revision)
     return TextTokenizer(folder, spec.max_tokens)
-
-
-def prepare_block(block: pa.Table, how: Preparation, known: Any) -> pa.Table:
-    """The stage of `prepare`, timed; `known` may be a reference."""
-    keep_ray_data_quiet()
-    began = time.perf_counter()
-    out = prepare(block, how, resolved(known))
-    return with_time(out, time.perf_counter() - began)
-
-
-def rows_of_documents(block: pa.Table, how: Preparation, documents: np.ndarray) -> pa.Table:
-    """The sound rows of these documents: shard, row, doc_id, row_key."""
-    block = sound_rows(block)
-    block = block.append_column("row_key", row_keys(block, how.kept_names, how.digest))
-    inside = np.isin(document_parts(key_array(block)), documents)
-    return block.select(["shard", "row", "doc_id", "row_key"]).filter(pa.array(inside))
-
-
-def resolved(known: Any) -> KnownKeys:
-    """The known keys, zero-copy from the object store where they are a reference."""
-    keys: KnownKeys = ray.get(known) if isinstance(known, ray.ObjectRef) else known
-    return keys

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import platform
 import sys
 import time
@@ -44,6 +45,9 @@ class RunReport:
     among the unchanged ones; `repeated` rows are the same in all as another; `replaced` counts old
     versions of changed documents, `deleted` documents that are gone from the corpus. Where
     `bad_shards` were rejected nothing counts as gone: `kept_unseen` documents of the table stay.
+    Of `seconds`, `first_receipt` counts from the pipeline's start, `first_batch` from the job's to
+    the first encoded window. `device_busy` is the share of the time from the first window's start
+    to the last one's end in which an encoder was at work.
     """
 
     run_id: str
@@ -72,8 +76,11 @@ class RunReport:
     version: int | None = None
     live_before: int | None = None
     pool: str = ""
+    encoders: int = 1
     rejects: str | None = None
     tokens_per_second: float = 0.0
+    device_busy: float = 0.0
+    began: float = field(default_factory=time.time)
     seconds: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=lambda: package_versions())
 
@@ -97,6 +104,10 @@ class RunReport:
             *("truncated", "tokens", "padded_tokens"),
         ):
             setattr(self, name, getattr(counts, name))
+        if math.isfinite(counts.first_encoded):  # by the worker's clock
+            self.seconds["first_batch"] = round(counts.first_encoded - self.began, 3)
+            spent = max(1e-9, counts.encoded_until - counts.encoded_from)
+            self.device_busy = round(counts.encode_seconds / spent / max(1, self.encoders), 3)
         for name in ("read", "encode", "write"):
             self.seconds[name] = round(getattr(counts, f"{name}_seconds"), 3)
 

@@ -18,8 +18,8 @@ from stella_ray.errors import IncompleteRun, TableError, stella_error_in
 from stella_ray.pipeline.cluster import Pool, PoolSettings, configure_data
 from stella_ray.pipeline.corpus import Corpus
 from stella_ray.pipeline.embed import doubled_rows, receipts
+from stella_ray.pipeline.judge import Preparation
 from stella_ray.pipeline.ledger import Ledger, SampleBook
-from stella_ray.pipeline.prepare import Preparation
 from stella_ray.pipeline.report import Progress, RejectsFile, RunReport
 from stella_ray.table.gate import WRONG_VECTORS, GateSettings, check_gate, refuse
 from stella_ray.table.index import IndexSettings, tidy

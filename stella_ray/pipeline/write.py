@@ -1,4 +1,7 @@
-"""Vectors into fragments, on CPU tasks; what the driver sees of them is a receipt."""
+"""Vectors into fragments, on CPU tasks; what the driver sees of them is a receipt.
+
+Lance is imported where something is written: on a night without changes no task needs it.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +13,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stella_ray.pipeline.cluster import keep_ray_data_quiet
-from stella_ray.pipeline.prepare import resolved
+from stella_ray.pipeline.judge import resolved
+from stella_ray.pipeline.prepare import ranges
 from stella_ray.rows import (
     FRESH,
     KEY_BYTES,
     RECEIPT,
     REFRESHED,
     REJECTED,
-    REPEATED,
-    UNCHANGED,
+    SUMMARY,
     chunk_keys,
     key_array,
+    key_column,
 )
 from stella_ray.storage import StorageSettings
-from stella_ray.table.fragments import rows_at, write_rows
+
+SUMS = ("padded_tokens", "shard_bytes", "read_seconds", "encode_seconds")
+"""Columns of an embedded block whose sums are the receipt's."""
 
 UNIT = 1e-3
 """How far a vector's norm may be from 1."""
@@ -43,8 +49,9 @@ def write(
     """
     keep_ray_data_quiet()
     began = time.perf_counter()
-    fates = np.asarray(block.column("fate").to_pylist(), object)
-    at, counts = (block.column(name).to_numpy() for name in ("known_at", "known_rows"))
+    whole, fates = block, np.asarray(block.column("fate").to_pylist(), object)
+    stayed = block.column("stayed").filter(pa.array(fates == SUMMARY)).to_pylist()
+    block, fates = block.take(np.flatnonzero(fates != SUMMARY)), fates[fates != SUMMARY]
     fresh = block.take(np.flatnonzero(fates == FRESH))
     dim = schema.field("vector").type.list_size
     vectors = _flat(fresh).to_numpy().reshape(-1, dim)
@@ -70,23 +77,20 @@ def write(
         part = _refreshed(block, fates == REFRESHED, uri, schema, run_id, known, storage)
         parts.append(part)
         refreshed_keys = key_array(part)
-    whole = pa.concat_tables(parts).combine_chunks() if parts else None
-    fragments = write_rows(whole, uri, storage) if whole is not None else []
-    total = {
-        name: pc.sum(block.column(name)).as_py() or 0
-        for name in ("padded_tokens", "shard_bytes", "read_seconds", "encode_seconds")
-    }
     encoded = pc.greater(fresh.column("padded_tokens"), pa.scalar(0, pa.int32()))
-    seen = fates == UNCHANGED
     receipt = {
-        "fragments": fragments,
-        "rows_read": int(((block.column("chunk").to_numpy() == 0) & ~bad_shard).sum()),
+        "fragments": _fragments(parts, uri, storage),
+        "rows_read": int(((block.column("chunk").to_numpy() == 0) & ~bad_shard).sum())
+        + sum(one["rows"] for one in stayed),
         "truncated": pc.sum(fresh.column("truncated")).as_py() or 0,
         "tokens": pc.sum(fresh.column("n_tokens").filter(encoded)).as_py() or 0,
-        **total,
+        **{name: pc.sum(whole.column(name)).as_py() or 0 for name in SUMS},
         "write_seconds": time.perf_counter() - began,
-        "repeated_rows": int((fates == REPEATED).sum()),
-        "seen": ranges(at[seen], counts[seen]).tobytes(),
+        "encoded_from": pc.min(block.column("encoded_from")).as_py(),
+        "first_encoded": pc.min(block.column("encoded_until")).as_py(),
+        "encoded_until": pc.max(block.column("encoded_until")).as_py(),
+        "repeated_rows": sum(one["repeated"] for one in stayed),
+        "seen": b"".join(one["seen"] for one in stayed),
         "fresh_keys": key_array(fresh).tobytes(),
         "refreshed_keys": refreshed_keys.tobytes(),
         "broken": broken.tobytes(),
@@ -97,11 +101,13 @@ def write(
     return pa.Table.from_pylist([receipt], schema=RECEIPT)
 
 
-def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The numbers start, start + 1, … of each range, one after another, int64."""
-    inside = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    out: np.ndarray = np.repeat(starts, counts) + inside
-    return out.astype(np.int64)
+def _fragments(parts: list[pa.Table], uri: str, storage: StorageSettings) -> list[str]:
+    """Write these rows; what the driver needs to commit them, JSON."""
+    if not parts:
+        return []
+    from stella_ray.table.fragments import write_rows
+
+    return write_rows(pa.concat_tables(parts).combine_chunks(), uri, storage)
 
 
 def _refreshed(
@@ -116,6 +122,8 @@ def _refreshed(
     """Rows whose kept columns alone changed: what the encoder made is read from the table."""
     documents = block.take(np.flatnonzero(which))
     at, counts = (documents.column(name).to_numpy() for name in ("known_at", "known_rows"))
+    from stella_ray.table.fragments import rows_at
+
     there = resolved(known)
     own = ("text", "vector", "n_tokens", "truncated", "chunk", "chunks", "chunk_start", "chunk_end")
     names = [name for name in own if name in schema.names]
@@ -123,10 +131,7 @@ def _refreshed(
     rows = documents.take(pa.array(np.repeat(np.arange(len(documents)), counts)))
     new = {name: old.column(name).combine_chunks() for name in names}
     if "chunk" in new:
-        keys = chunk_keys(key_array(rows), new["chunk"].to_numpy())
-        new["row_key"] = pa.FixedSizeBinaryArray.from_buffers(
-            pa.binary(KEY_BYTES), len(keys), [None, pa.py_buffer(keys.tobytes())]
-        )
+        new["row_key"] = key_column(chunk_keys(key_array(rows), new["chunk"].to_numpy()))
     return _table_rows(rows, new, schema, run_id)
 
 

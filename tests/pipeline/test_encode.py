@@ -72,6 +72,7 @@ def block_of(folder: Path, texts: Sequence[str], fates: Sequence[str] | None = N
         "token_ids": token_ids,
         "n_tokens": [len(row) for row in token_ids],
         "truncated": [False] * count,
+        "stayed": [None] * count,
         "shard_bytes": [1.0] * count,
         "read_seconds": [0.5] * count,
     }

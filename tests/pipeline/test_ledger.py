@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stella_ray.encode.models import EncoderSettings, find_encoder
+from stella_ray.pipeline.judge import Preparation, rows_of_documents
 from stella_ray.pipeline.ledger import Ledger, document_parts
-from stella_ray.pipeline.prepare import Preparation, prepare, rows_of_documents
 from stella_ray.rows import (
     FRESH,
     KEY_BYTES,
@@ -30,6 +30,7 @@ from stella_ray.rows import (
     source,
 )
 from stella_ray.table.keys import KnownKeys
+from tests.pipeline.conftest import prepare
 
 Row = tuple[str, str | None, int]
 """Document, text (None: to be rejected), kept column."""

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stella_ray.encode.models import EncoderSettings, find_encoder
+from stella_ray.pipeline.judge import Preparation, rows_of_documents
 from stella_ray.pipeline.ledger import Ledger
-from stella_ray.pipeline.prepare import Preparation, prepare, rows_of_documents
 from stella_ray.pipeline.write import ranges
 from stella_ray.rows import (
     FRESH,
@@ -28,6 +28,7 @@ from stella_ray.rows import (
 )
 from stella_ray.table.keys import KnownKeys
 from tests.conftest import HAN
+from tests.pipeline.conftest import prepare
 from tests.pipeline.test_ledger import Row, block_of, model, some_rows, sound
 
 TEXTS = {"一": "一", "二": "".join(HAN[i * 7 % 900] for i in range(61)), None: None}

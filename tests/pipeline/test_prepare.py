@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from stella_ray.encode.models import EncoderSettings, find_encoder
 from stella_ray.encode.tokens import TextTokenizer
-from stella_ray.pipeline.prepare import Preparation, prepare, sound_rows, with_time
+from stella_ray.pipeline.judge import Preparation, sound_rows
+from stella_ray.pipeline.prepare import with_time
 from stella_ray.rows import (
     DOC_BYTES,
     FRESH,
@@ -29,6 +30,7 @@ from stella_ray.rows import (
     source,
 )
 from stella_ray.table.keys import KnownKeys
+from tests.pipeline.conftest import prepare
 
 YEAR = pa.field("year", pa.int64())
 NONE = KnownKeys(1, np.empty(0, f"S{KEY_BYTES}"), np.empty(0, np.uint64))

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stella_ray.errors import CorpusError
+from stella_ray.errors import BadShard, CorpusError
 from stella_ray.pipeline.cells import CorpusColumns, as_type
-from stella_ray.pipeline.prepare import sound_rows
+from stella_ray.pipeline.judge import sound_rows
 from stella_ray.pipeline.shards import Shard, arrow_rows, read_shard
 
 KEPT = {"year": pa.int64(), "score": pa.float64(), "at": pa.timestamp("us"), "on": pa.bool_()}
@@ -297,3 +297,23 @@ def test_a_dataset_without_the_columns_is_refused() -> None:
         arrow_rows("the dataset", pa.table({"id": [1]}), CorpusColumns(), [])
     with pytest.raises(CorpusError, match="the dataset: column text is int64, expected text"):
         arrow_rows("the dataset", pa.table({"id": [1], "text": [1]}), CorpusColumns(), [])
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_rows_before_the_damage_count_whatever_the_window(tmp_path: Path, form: str) -> None:
+    lines = [f'{{"id": "{i}", "text": "t{i * i}"}}' for i in range(900)]
+    if form == "csv":
+        lines = ["id,text", *(f"{i},t{i * i}" for i in range(900))]
+    whole = gzip.compress("\n".join(lines).encode())
+    path = tmp_path / f"a.{form}.gz"
+    path.write_bytes(whole[: len(whole) // 2])
+    expected = [{"doc_id": str(i), "text": f"t{i * i}"} for i in range(900)]
+    found = []
+    for window in (7, 8_192):
+        rows: list[dict[str, Any]] = []
+        windows = read_shard(Shard(str(path), 1), 0, CorpusColumns(), [], window)
+        with pytest.raises(BadShard, match="can't be read"):
+            rows.extend(row for part in windows for row in part.to_pylist())
+        found.append([{"doc_id": row["doc_id"], "text": row["text"]} for row in rows])
+    assert 0 < len(found[0]) < 900
+    assert found[0] == found[1] == expected[: len(found[0])]
