@@ -188,6 +188,7 @@ HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect", "proxy-
 
 class _Forward(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or head and body of an answer lie 40 ms apart
     server: _Server
 
     def log_message(self, *_: object) -> None:

@@ -17,6 +17,10 @@ from stella_ray.storage_faults import storage_errors
 
 READ_BUFFER = 1 << 20
 
+WHOLE = 8 << 20
+"""Bytes up to which a shard on S3 is fetched in one request; its properties, end, footer and pages
+are four otherwise, which for small shards is most of their time and of the bill."""
+
 
 class StoreFile(io.RawIOBase):
     """A file of a store, whose own errors are told apart from those of a parser.
@@ -88,7 +92,10 @@ def reading(
     known = {"size": size} if size and is_s3(path) else {}
     try:
         with storage_errors(path, storage, CorpusError):
-            raw = store.open(inner, "rb", **known)
+            if known and (size or 0) <= WHOLE:
+                raw: Any = io.BytesIO(store.cat_file(inner, max_concurrency=1))
+            else:
+                raw = store.open(inner, "rb", **known)
         with io.BufferedReader(StoreFile(raw, path, storage), READ_BUFFER) as file:
             yield file
     except StellaError:
