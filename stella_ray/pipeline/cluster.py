@@ -18,9 +18,11 @@ from stella_ray.errors import SettingsError
 CPUS_PER_CPU_ENCODER = 4
 """Cores of one encoder where there is no GPU: beyond four, torch gains little from one more."""
 
-TASK_CPUS = 0.5
-"""What reading and writing tasks ask for beside CPU encoders: bookkeeping, so that two logical CPUs
-hold one encoder and both kinds of task (Ray Data waits silently for what can't be had)."""
+TASK_CPUS, TASKS_BESIDE = 0.25, 3
+"""What reading and writing tasks ask for beside CPU encoders, and for how many there is room:
+bookkeeping, so that two logical CPUs hold one encoder and both kinds of task (Ray Data waits
+silently for what can't be had). Room for two would be one reader at a time, since Ray Data keeps
+the other for the writers; then a night without changes uses one core of two."""
 
 BYTES_PER_ROW = 2_048
 """A row of 300 tokens with its text: Ray's blocks are then about as large as our windows."""
@@ -37,7 +39,8 @@ class PoolSettings:
     cpus_per_encoder: float = 0.0
     """CPUs of an encoder; 0: one beside a GPU, else an even share of what tasks leave over."""
     window_rows: int = 0
-    """Rows that are ordered by length together; 0: 8,192 on GPUs, 512 on CPUs (a minute's work)."""
+    """Rows of 2 kB that are ordered by length together, more where they are shorter; 0: 8,192 on
+    GPUs, 512 on CPUs (a minute's work)."""
     rows_per_commit: int = 1_000_000
     """Rows between two commits: roughly what a dead driver costs."""
     seconds_per_commit: float = 60.0
@@ -157,7 +160,8 @@ def size_pool(settings: PoolSettings) -> Pool:
         task_cpus = TASK_CPUS
         largest = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
         # Beside an encoder its node has room for both kinds of task, so that one node is enough.
-        share = min(largest - 2 * task_cpus, (cpus - 2 * task_cpus) / encoders)
+        beside = TASKS_BESIDE * task_cpus
+        share = min(largest - beside, (cpus - beside) / encoders)
         each = settings.cpus_per_encoder or max(0.5, share)
     if per_gpu * encoders > gpus:
         raise SettingsError(

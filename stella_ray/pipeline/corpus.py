@@ -227,10 +227,12 @@ class ShardedCorpus:
     def _tasks(self, pool: Pool) -> int:
         """Reading tasks: one a shard, or fewer where shards are small and many.
 
-        A task costs Ray some 10 ms: 10,000 shards of a few kilobytes would cost minutes.
+        A task costs Ray some 10 ms: 10,000 shards of a few kilobytes would cost minutes. And one
+        that holds less than a window makes a small window, of more padding.
         """
         enough = max(TASKS_PER_ENCODER * pool.encoders, -(-self.bytes // BYTES_PER_TASK))
-        return max(1, min(len(self.shards), enough))
+        windows = -(-self.bytes // pool.block_bytes)
+        return max(1, min(len(self.shards), enough, windows))
 
     def shard_name(self, number: int) -> str:
         """The shard's path."""
