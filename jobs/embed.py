@@ -36,6 +36,7 @@ from stella_ray.pipeline.kept import kept_fields
 from stella_ray.pipeline.report import RejectsFile, RunReport
 from stella_ray.pipeline.run import Guards, Run
 from stella_ray.pipeline.shards import Shard
+from stella_ray.pipeline.unchanged import digest_of, nothing_new, remember
 from stella_ray.rows import table_schema
 from stella_ray.storage import StorageSettings, absolute
 from stella_ray.storage_faults import check_store
@@ -75,6 +76,9 @@ class EmbedJob:
     pool: PoolSettings = field(default_factory=PoolSettings)
     index: IndexSettings = field(default_factory=IndexSettings)
     gate: GateSettings = field(default_factory=GateSettings)
+    reread: bool = False
+    """Read all shards, even if none has another size or stamp (ETag on S3; times and inode on a
+    disk) than when the live version was made of them."""
     rebuild: bool = False
     """Embed everything anew, with any encoder, into a new version; `live` serves on meanwhile."""
     max_delete_fraction: float = 0.2
@@ -192,6 +196,10 @@ def embed(
         storage=job.storage,
     )
     table.run_id = report.run_id
+    digest = None if isinstance(rows, Dataset) else digest_of(rows, what_rows_depend_on(job, table))
+    if not job.reread and not job.rebuild and nothing_new(table, digest, report):
+        log.info("no shard has changed since version %s was made of them", table.version)
+        return
     with cluster():
         pool = size_pool(job.pool)
         report.pool, report.encoders = str(pool), pool.encoders
@@ -220,6 +228,17 @@ def embed(
             report=report,
             rejects=rejects,
         ).execute()
+    remember(table, digest, report)
+
+
+def what_rows_depend_on(job: EmbedJob, table: VectorTable) -> dict[str, object]:
+    """All that decides, beside the shards, what a run makes of them."""
+    own = ("long", "chunk_overlap", "index", "gate", "columns")
+    return {
+        "encoder": table.encoder(),
+        "schema": table.dataset.schema.to_string(),
+        **{name: str(getattr(job, name)) for name in own},
+    }
 
 
 def schema_of(job: EmbedJob, kept: list[pa.Field], spec: EncoderSpec) -> pa.Schema:

@@ -27,6 +27,7 @@ from stella_ray.pipeline.shards import (
     read_shard,
     shard_format,
 )
+from stella_ray.pipeline.stamps import stamp_of
 from stella_ray.storage import StorageSettings, absolute, filesystem
 from stella_ray.storage_faults import storage_errors
 
@@ -92,7 +93,9 @@ def _shards_of(item: str, storage: StorageSettings) -> list[Shard]:
         log.warning(
             "%s: passed over %d files that aren't shards, %s first", item, len(other), other[0]
         )
-    return [Shard(f"{scheme}{info['name']}", int(info["size"])) for info in readable]
+    return [
+        Shard(f"{scheme}{info['name']}", int(info["size"]), stamp_of(info)) for info in readable
+    ]
 
 
 def _infos(store: Any, path: str, item: str) -> tuple[list[dict[str, Any]], bool]:

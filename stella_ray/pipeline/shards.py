@@ -43,6 +43,8 @@ class Shard:
 
     path: str
     bytes: int
+    stamp: str | None = None
+    """What the store says that differs once the content does, see `stamps.stamp_of`."""
 
 
 def shard_format(path: str) -> tuple[str, str | None] | None:
