@@ -21,8 +21,7 @@ CPUS_PER_CPU_ENCODER = 4
 TASK_CPUS, TASKS_BESIDE = 0.25, 3
 """What reading and writing tasks ask for beside CPU encoders, and for how many there is room:
 bookkeeping, so that two logical CPUs hold one encoder and both kinds of task (Ray Data waits
-silently for what can't be had). Room for two would be one reader at a time, since Ray Data keeps
-the other for the writers; then a night without changes uses one core of two."""
+silently for what can't be had)."""
 
 BYTES_PER_ROW = 2_048
 """A row of 300 tokens with its text: Ray's blocks are then about as large as our windows."""
