@@ -20,7 +20,7 @@ from stella_ray.encode.loading import find_device, find_dtype, load_model
 from stella_ray.encode.models import EncoderSettings, EncoderSpec, Pooling
 from stella_ray.errors import SettingsError
 
-CPU_TOKEN_BUDGET, CUDA_TOKEN_BUDGET, FUSED_TOKEN_BUDGET = 2_048, 65_536, 131_072
+CPU_TOKEN_BUDGET, CUDA_TOKEN_BUDGET, FUSED_TOKEN_BUDGET = 1_024, 65_536, 131_072
 
 
 class Forward(Protocol):
@@ -50,8 +50,10 @@ class PaddedForward:
 
     packed = False
 
-    def __init__(self, model: transformers.PreTrainedModel, pooling: Pooling) -> None:
-        self.model, self.pooling, self.dtype = model, pooling, model.dtype
+    def __init__(
+        self, model: transformers.PreTrainedModel, pooling: Pooling, dtype: torch.dtype
+    ) -> None:
+        self.model, self.pooling, self.dtype = model, pooling, dtype
         self.device: torch.device = model.device
         self.vocabulary = int(model.get_input_embeddings().num_embeddings)
         self.token_budget = CUDA_TOKEN_BUDGET if self.device.type == "cuda" else CPU_TOKEN_BUDGET
@@ -79,8 +81,10 @@ class PackedForward:
 
     packed = True
 
-    def __init__(self, model: transformers.PreTrainedModel, pooling: Pooling) -> None:
-        self.model, self.pooling, self.dtype = model, pooling, model.dtype
+    def __init__(
+        self, model: transformers.PreTrainedModel, pooling: Pooling, dtype: torch.dtype
+    ) -> None:
+        self.model, self.pooling, self.dtype = model, pooling, dtype
         self.device: torch.device = model.device
         self.vocabulary = int(model.get_input_embeddings().num_embeddings)
         self.token_budget = CUDA_TOKEN_BUDGET if self.device.type == "cuda" else CPU_TOKEN_BUDGET
@@ -215,4 +219,4 @@ def load_forward(spec: EncoderSpec, settings: EncoderSettings) -> tuple[Forward,
     packed = packable and asked != "padded"
     model = load_model(spec, dtype, packed=packed).to(device)
     way = PackedForward if packed else PaddedForward
-    return way(model, spec.pooling), device
+    return way(model, spec.pooling, dtype), device

@@ -7,6 +7,7 @@ import transformers
 
 from stella_ray.encode import attention
 from stella_ray.encode.models import EncoderSpec
+from stella_ray.encode.quantised import check_int8, quantise
 from stella_ray.errors import ModelError, SettingsError
 
 
@@ -30,9 +31,15 @@ def find_device(name: str) -> torch.device:
 
 
 def find_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The numbers of this name; auto is bfloat16 on CUDA, float32 elsewhere."""
+    """The numbers of this name; auto is bfloat16 on CUDA, float32 elsewhere.
+
+    Raises:
+        SettingsError: int8, and the device can't.
+    """
     if name == "auto":
         name = "bfloat16" if device.type == "cuda" else "float32"
+    if name == "int8":
+        check_int8(device)
     dtype: torch.dtype = getattr(torch, name)
     return dtype
 
@@ -44,12 +51,18 @@ def load_model(
 
     Args:
         spec: the encoder.
-        dtype: of its numbers.
+        dtype: of its numbers; int8: of its layers' matrix products.
         packed: whether it will meet packed batches alone; else its attention is SDPA.
 
     Raises:
         ModelError: the weights can't be loaded, or aren't all there.
+        SettingsError: int8 for a model of another kind than BERT's.
     """
+    if dtype == torch.int8 and spec.model_type not in attention.PACKABLE:
+        raise SettingsError(
+            f"dtype int8 is for models of type {', '.join(attention.PACKABLE)}; {spec.name} is"
+            f" {spec.model_type}: use --encoder.dtype auto"
+        )
     attention.register()
     bert = {"add_pooling_layer": False} if spec.model_type in attention.PACKABLE else {}
     transformers.utils.logging.disable_progress_bar()
@@ -57,7 +70,7 @@ def load_model(
     try:
         model, loaded = transformers.AutoModel.from_pretrained(
             spec.folder,
-            dtype=dtype,
+            dtype=torch.float32 if dtype == torch.int8 else dtype,
             attn_implementation=attention.PACKED if packed else "sdpa",
             use_safetensors=True,
             trust_remote_code=False,
@@ -78,4 +91,4 @@ def load_model(
             f"{spec.folder}: {len(missing)} of the model's weights aren't in its .safetensors files"
             f" ({missing[0]}, …); expected all that config.json describes"
         )
-    return model.eval()
+    return quantise(model.eval()) if dtype == torch.int8 else model.eval()

@@ -35,7 +35,7 @@ def pack(encoder: Encoder) -> Encoder:
     """Make an encoder on a CPU pack as it does on CUDA."""
     model, pooling = encoder.forward.model, encoder.spec.pooling
     model.set_attn_implementation(PACKED)
-    encoder.forward = PackedForward(model, pooling)
+    encoder.forward = PackedForward(model, pooling, model.dtype)
     return encoder
 
 
@@ -120,7 +120,7 @@ def test_packed_attention_refuses_what_it_would_get_wrong(wrong: str) -> None:
 def test_a_packing_model_refuses_a_padded_batch_and_training(loud_encoder: Path) -> None:
     encoder = pack(Encoder(str(loud_encoder)))
     packing = encoder.forward
-    encoder.forward = PaddedForward(packing.model, "mean")
+    encoder.forward = PaddedForward(packing.model, "mean", packing.dtype)
     with pytest.raises(ModelError, match="this is a bug"):
         encoder.embed(TEXTS)
     encoder.forward = packing

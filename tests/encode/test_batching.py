@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from stella_ray.encode.batching import batches
 from stella_ray.errors import SettingsError
 
-WINDOW, BUDGET = 4_096, 2_048
-"""Of an encoder on a CPU; see encoder.ROWS_PER_WINDOW and encoder.CPU_TOKEN_BUDGET."""
+WINDOW, BUDGET = 4_096, 1_024
+"""Of an encoder on a CPU; see encoder.ROWS_PER_WINDOW and forward.CPU_TOKEN_BUDGET."""
 
 
 def cost(lengths: np.ndarray, *, packed: bool) -> int:
