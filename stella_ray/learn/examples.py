@@ -142,7 +142,7 @@ def open_examples(
 
 
 def _digest(source: ExampleSource, files: list[str], storage: StorageSettings) -> str:
-    how = [FORMAT, source.kind, source.columns, source.negatives_are]
+    how: list[Any] = [FORMAT, source.kind, source.columns, source.negatives_are]
     if source.kind == "nli":
         how += [source.label_order]
     if source.kind == "scored":

@@ -35,7 +35,8 @@ def hashes(numbers: np.ndarray, key: int) -> np.ndarray:
 
 def shares(numbers: np.ndarray, key: int) -> np.ndarray:
     """A number in [0, 1) for each number under a key, float64."""
-    return (hashes(numbers, key) >> np.uint64(11)) * 2.0**-53
+    out: np.ndarray = np.ldexp((hashes(numbers, key) >> np.uint64(11)).astype(np.float64), -53)
+    return out
 
 
 def permuted(places: np.ndarray, count: int, key: int) -> np.ndarray:
