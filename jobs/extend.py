@@ -6,7 +6,7 @@ python jobs/extend.py --encoder.path MODEL --out FOLDER [--positions 1024] [--al
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from stella_ray import settings
 from stella_ray.encode.models import EncoderSettings, Pooling, find_encoder
@@ -18,7 +18,7 @@ from stella_ray.learn.folders import check_vacant
 class EncoderSource:
     """Which encoder is extended."""
 
-    path: str = "infgrad/stella-base-zh"
+    path: str
     """A hub id, a local folder, or a bundled name (multilingual-e5-small)."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
@@ -30,9 +30,9 @@ class EncoderSource:
 class ExtendJob:
     """Give an encoder more positions."""
 
+    encoder: EncoderSource
     out: str
     """The new model folder; must not be there yet, or be empty."""
-    encoder: EncoderSource = field(default_factory=EncoderSource)
     positions: int = 1024
     """Tokens of the longest text from now on; at most the square of what the model has."""
     alpha: float = 0.2

@@ -34,6 +34,10 @@ FORMAT = 1
 ROWS_PER_BLOCK, BYTES_PER_BLOCK = 8_192, 8 << 20
 """Where a block of the file ends: what is in memory while it is built."""
 
+MOST_KNOWN = 1_024
+"""Known positives of a query that are looked up; of a query with more, the others may meet it as
+negatives. Data with one query for everything would fill the memory otherwise."""
+
 SCHEMA = pa.schema(
     [
         pa.field("query", pa.string()),
@@ -97,11 +101,12 @@ class ExampleStore:
             query_keys: `text_keys` of queries of this store, int64 [B].
 
         Returns:
-            Their keys, int64 [B, K]; shorter rows repeat their last.
+            Their keys, int64 [B, K], K <= `MOST_KNOWN`; shorter rows repeat their last.
         """
         queries, passages = self._known
         first = np.searchsorted(queries, query_keys, side="left")
         count = np.searchsorted(queries, query_keys, side="right") - first
+        count = np.minimum(count, MOST_KNOWN)
         place = np.minimum(np.arange(count.max(initial=1)), count[:, None] - 1)
         return np.asarray(passages[first[:, None] + place])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from stella_ray.learn.folders import (
     complete,
     copy_folder,
     new_folder,
+    read_json,
     read_tensors,
     set_max_tokens,
     write_json,
@@ -38,7 +38,7 @@ def first_position(spec: EncoderSpec) -> int:
     Raises:
         ModelError: an architecture whose positions aren't rows of a table, or aren't known here.
     """
-    config = json.loads((Path(spec.folder) / "config.json").read_text(encoding="utf-8"))
+    config = read_json(Path(spec.folder) / "config.json")
     kind = config.get("position_embedding_type") or "absolute"
     if spec.model_type not in PACKABLE or kind != "absolute":
         raise ModelError(
@@ -54,7 +54,7 @@ def trained_positions(spec: EncoderSpec) -> int:
     Raises:
         ModelError: see `first_position`.
     """
-    config = json.loads((Path(spec.folder) / "config.json").read_text(encoding="utf-8"))
+    config = read_json(Path(spec.folder) / "config.json")
     return int(config["max_position_embeddings"]) - first_position(spec)
 
 
@@ -150,7 +150,6 @@ def _grow_index(made: Path, more_bytes: int) -> None:
     """Raise the total that the index of sharded weights gives."""
     path = made / "model.safetensors.index.json"
     if path.exists():
-        index = json.loads(path.read_text(encoding="utf-8"))
-        metadata = index.get("metadata") or {}
+        metadata = read_json(path).get("metadata") or {}
         metadata["total_size"] = metadata.get("total_size", 0) + more_bytes
         change_json(path, metadata=metadata)

@@ -68,17 +68,41 @@ def new_folder(out: str) -> Iterator[Path]:
 def copy_folder(source: Path, made: Path) -> list[str]:
     """Copy a model folder but for `OTHER_WEIGHTS`; returns the names of weights left out.
 
-    Links (the hub's cache is made of them) become files.
+    Links (the hub's cache is made of them) become files, and all can be written to.
+
+    Raises:
+        SettingsError: it would be copied into itself.
     """
-    shutil.copytree(source, made, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*OTHER_WEIGHTS))
+    if source.resolve() in made.resolve().parents:
+        raise SettingsError(f"--out lies inside of {source}, the model; expected another place")
+    shutil.copytree(
+        source,
+        made,
+        copy_function=shutil.copyfile,
+        dirs_exist_ok=True,
+        ignore=shutil.ignore_patterns(*OTHER_WEIGHTS),
+    )
+    for folder in [made, *(path for path in made.rglob("*") if path.is_dir())]:
+        folder.chmod(0o755)
     left = [path.name for pattern in OTHER_WEIGHTS[:-2] for path in source.glob(pattern)]
     return sorted(left)
 
 
 def change_json(path: Path, **values: Any) -> None:
     """Set keys of a JSON file, made where there is none; the others stay in their order."""
-    old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    write_json(path, {**old, **values})
+    write_json(path, {**(read_json(path) or {}), **values})
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; None where there is none.
+
+    Raises:
+        ModelError: it's damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    except ValueError as error:
+        raise ModelError(f"{path.name}: not readable as JSON ({error})") from None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -117,11 +141,10 @@ def complete(made: Path, spec: EncoderSpec, *, pooling_asked: bool) -> None:
         spec: the encoder.
         pooling_asked: whether the pooling is a setting that goes before the folder's own.
     """
-    listed = made / "modules.json"
-    modules = json.loads(listed.read_text(encoding="utf-8")) if listed.exists() else []
+    modules = read_json(made / "modules.json") or []
     if pooling_asked or not any(module["type"].endswith(".Pooling") for module in modules):
         write_json(
-            listed,
+            made / "modules.json",
             [
                 {
                     "idx": i,
@@ -140,7 +163,7 @@ def complete(made: Path, spec: EncoderSpec, *, pooling_asked: bool) -> None:
         write_json(made / "1_Pooling/config.json", pooling)
         write_json(made / "2_Normalize/config.json", {})
     own = made / "config_sentence_transformers.json"
-    prompts = (json.loads(own.read_text(encoding="utf-8")) if own.exists() else {}).get("prompts")
+    prompts = (read_json(own) or {}).get("prompts")
     if not prompts and (spec.query_prefix or spec.passage_prefix):
         prompts = {"query": spec.query_prefix, "passage": spec.passage_prefix}
         change_json(own, prompts={**prompts, "document": spec.passage_prefix})
@@ -152,11 +175,9 @@ def set_max_tokens(made: Path, tokens: int) -> None:
     own = made / "sentence_bert_config.json"
     if not own.exists():
         write_json(own, {"max_seq_length": tokens, "do_lower_case": False})
-    elif "max_seq_length" in json.loads(own.read_text(encoding="utf-8")):
+    elif "max_seq_length" in read_json(own):
         change_json(own, max_seq_length=tokens)
-    whole = made / "tokenizer.json"
-    if whole.exists():
-        tokenizer = json.loads(whole.read_text(encoding="utf-8"))
-        if tokenizer.get("truncation"):
-            tokenizer["truncation"]["max_length"] = tokens
-            write_json(whole, tokenizer)
+    tokenizer = read_json(made / "tokenizer.json")
+    if tokenizer and tokenizer.get("truncation"):
+        tokenizer["truncation"]["max_length"] = tokens
+        write_json(made / "tokenizer.json", tokenizer)

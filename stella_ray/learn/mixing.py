@@ -47,7 +47,7 @@ class Batch:
         labels: float64 [B]; NaN for pairs.
         query_keys: of the queries without prefix, `examples.text_key`, int64 [B].
         passage_keys: of the passages without prefix, int64 [N].
-        known_keys: of all passages known to answer each query, int64 [B, K].
+        known_keys: of all passages known to answer each query, its own one last, int64 [B, K].
         prefixed: how many rows have the prefixes.
     """
 
@@ -121,8 +121,10 @@ class ExampleStream:
         for i, picked in self._negatives(rows, epoch, [one["negatives"] for one in examples]):
             passages += picked
             owner += [i] * len(picked)
-        query_keys = text_keys(queries)
-        pairs = self.source.kind == "pairs"
+        query_keys, passage_keys = text_keys(queries), text_keys(passages)
+        known_keys = passage_keys[: len(rows), None]
+        if self.source.kind == "pairs":
+            known_keys = np.hstack([self.store.known_positives(query_keys), known_keys])
         return Batch(
             source=self.source,
             epoch=epoch,
@@ -140,10 +142,8 @@ class ExampleStream:
             owner=np.asarray(owner, np.int64),
             labels=np.asarray([one["label"] for one in examples], np.float64),
             query_keys=query_keys,
-            passage_keys=text_keys(passages),
-            known_keys=self.store.known_positives(query_keys)
-            if pairs
-            else text_keys(passages)[:, None],
+            passage_keys=passage_keys,
+            known_keys=known_keys,
             prefixed=sum(prefixed),
         )
 

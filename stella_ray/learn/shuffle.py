@@ -35,8 +35,7 @@ def hashes(numbers: np.ndarray, key: int) -> np.ndarray:
 
 def shares(numbers: np.ndarray, key: int) -> np.ndarray:
     """A number in [0, 1) for each number under a key, float64."""
-    out: np.ndarray = np.ldexp((hashes(numbers, key) >> np.uint64(11)).astype(np.float64), -53)
-    return out
+    return np.ldexp((hashes(numbers, key) >> np.uint64(11)).astype(np.float64), -53)
 
 
 def permuted(places: np.ndarray, count: int, key: int) -> np.ndarray:
@@ -52,7 +51,7 @@ def permuted(places: np.ndarray, count: int, key: int) -> np.ndarray:
         key: of the permutation.
     """
     if count <= SORTED_UP_TO:
-        return _small(count, key)[places]
+        return np.asarray(_small(count, key)[places])
     half = np.uint64(((count - 1).bit_length() + 1) // 2)
     low = np.uint64((1 << int(half)) - 1)
     out = places.astype(np.uint64)

@@ -138,6 +138,15 @@ def test_everything_else_of_the_folder_is_kept(half: Path, tmp_path: Path):
     assert told["weights"] == find_encoder(EncoderSettings(path=str(source))).fingerprint["weights"]
 
 
+def test_a_folder_that_may_only_be_read_is_copied_into_one_that_can_be_written(tmp_path: Path):
+    source = make_encoder(tmp_path / "source", positions=64)
+    paths = [source, *source.rglob("*")]
+    for path in paths:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    out = extended(source, tmp_path / "out")
+    assert all(path.stat().st_mode & 0o200 for path in [out, *out.rglob("*")])
+
+
 def test_what_only_the_name_told_is_written_down(tmp_path: Path):
     """piccolo-base-zh is in the table of known encoders; the folder that is made has another name."""
     source = make_encoder(tmp_path / "piccolo-base-zh", positions=512, pooling=None)
@@ -201,14 +210,22 @@ def change_config(source: Path, **values: Any) -> Path:
     return source
 
 
+def spoil(source: Path) -> Path:
+    (source / "tokenizer_config.json").write_text("{", encoding="utf-8")
+    return source
+
+
 # Name: (what to change in the command line, exit code, what the line must say)
 CASES = {
     "no out": (lambda p: [], 2, "out"),
+    "no model": (lambda p: ["--out", p / "x"], 2, "encoder"),
     "alpha of one half": (lambda p: ["--out", p / "x", "--alpha", "0.5"], 2, "alpha 0.5"),
     "alpha above 1": (lambda p: ["--out", p / "x", "--alpha", "1.5"], 2, "alpha 1.5"),
     "fewer positions": (lambda p: ["--out", p / "x", "--positions", "100"], 2, "100 .*below the 512"),
     "as many positions": (lambda p: ["--out", p / "x", "--positions", "512"], 2, "nothing to extend"),
     "too many positions": (lambda p: ["--out", p / "x", "--positions", "262145"], 2, "262144"),
+    "an out inside of the model": (lambda p: ["--encoder.path", make_encoder(p / "in", positions=512), "--out", p / "in/x"], 2, "inside of"),
+    "a tokenizer config that isn't JSON": (lambda p: ["--out", p / "x", "--encoder.path", spoil(make_encoder(p / "json", positions=512))], 4, "tokenizer_config.json: not readable as JSON"),
     "a full folder": (lambda p: ["--out", p / "full"], 2, "isn't empty"),
     "a file as folder": (lambda p: ["--out", p / "full/note"], 2, "is a file"),
     "an out on S3": (lambda p: ["--out", "s3://bucket/x"], 2, "expected a path"),
@@ -232,7 +249,7 @@ def test_bad_input_gives_one_line_and_leaves_nothing_behind(
     (tmp_path / "full").mkdir()
     (tmp_path / "full/note").write_text("mine", encoding="utf-8")
     words = [str(word) for word in change(tmp_path)]
-    if "--encoder.path" not in words:
+    if "--encoder.path" not in words and name != "no model":
         words += ["--encoder.path", str(half)]
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.setattr(sys, "argv", ["jobs/extend.py", *words])

@@ -64,6 +64,13 @@ def test_info_nce_is_brute_force_for_any_number_of_hard_negatives(negatives: lis
     torch.testing.assert_close(info_nce(q, d, own, scale=5, ignored=ignored), wanted)
 
 
+def test_parts_of_the_queries_against_the_whole_pool_make_the_whole_loss() -> None:
+    """What workers do: each has its own queries, all have all passages."""
+    q, d, own = pool(4, [1, 0, 2, 0])
+    parts = [info_nce(q[rows], d, own[rows]) for rows in (slice(0, 1), slice(1, 4))]
+    torch.testing.assert_close(torch.cat(parts), info_nce(q, d, own))
+
+
 def test_symmetric_adds_each_passages_search_for_its_query() -> None:
     q, d, own = pool(4, [1, 0, 2, 0])
     back = torch.rand(4, 4, generator=torch.Generator().manual_seed(2)) < 0.3

@@ -18,6 +18,7 @@ import pytest
 from stella_ray.errors import CorpusError, SettingsError
 from stella_ray.learn import examples
 from stella_ray.learn.examples import ExampleStore, open_examples, text_key
+from stella_ray.learn.mixing import ExampleStream
 from stella_ray.learn.sources import ExampleSource
 from tests.conftest import S3Place
 
@@ -147,6 +148,19 @@ def test_known_positives_are_those_of_all_rows_with_the_same_query(tmp_path: Pat
     known = store.known_positives(keys)
     assert set(known[0].tolist()) == {text_key("叁")}
     assert set(known[1].tolist()) == {text_key("壹，第一"), text_key("弌")}
+
+
+def test_one_query_for_everything_does_not_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(examples, "MOST_KNOWN", 5)
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(jsonl([{"query": "q", "passage": f"p{i}"} for i in range(20)]))
+    one = source(path, batch_size=20, negatives_column=None)
+    store = open_examples(one, tmp_path / "cache")
+    assert store.known_positives(np.array([text_key("q")] * 3)).shape == (3, 5)
+    batch = ExampleStream(one, store, 0).batch(0, 0)
+    assert np.array_equal(batch.known_keys[:, -1], batch.passage_keys)  # the own one always
 
 
 def test_texts_that_differ_in_width_or_spaces_alone_count_as_the_same() -> None:
