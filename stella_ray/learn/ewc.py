@@ -67,7 +67,8 @@ class Anchor:
     clipping, since what is clipped is what the data say.
 
     Args:
-        parameters: of the model as it starts, by name, float32; those that train.
+        parameters: by name, float32; those that train. As the base model has them: a run that
+            resumes makes its anchor before it loads its checkpoint.
         settings: how.
 
     Raises:

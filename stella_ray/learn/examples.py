@@ -98,7 +98,7 @@ class ExampleStore:
         """All passages that a row of this store gives as an answer to each query.
 
         Args:
-            query_keys: `text_keys` of queries of this store, int64 [B].
+            query_keys: `text_keys` of queries of this store, which is one of pairs, int64 [B].
 
         Returns:
             Their keys, int64 [B, K], K <= `MOST_KNOWN`; shorter rows repeat their last.
@@ -137,7 +137,7 @@ def open_examples(
         log.info("building %s from %s files of source %s", folder, len(files), source.name)
         examples = (one for path in files for one in read_examples(path, source, storage))
         try:
-            _build(folder, examples, digest)
+            _build(folder, examples, digest, keyed=source.kind == "pairs")
         except OSError as error:
             raise SettingsError(
                 f"{folder}: can't be written ({error}); make room there or set STELLA_RAY_CACHE"
@@ -165,13 +165,16 @@ def _digest(source: ExampleSource, files: list[str], storage: StorageSettings) -
     return total.hexdigest()[:32]
 
 
-def _build(folder: Path, examples: Iterator[Example], digest: str) -> None:
-    """Write the store beside its place, then rename: it is there whole or not at all."""
+def _build(folder: Path, examples: Iterator[Example], digest: str, *, keyed: bool) -> None:
+    """Write the store beside its place, then rename: it is there whole or not at all.
+
+    Where it is `keyed`, so that known positives can be looked up, 16 bytes a row are in memory.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{digest}.", dir=folder.parent) as scratch:
         made = Path(scratch) / "store"
         made.mkdir()
-        starts, keys = [0], []
+        starts, keys = [0], [np.empty((2, 0), np.int64)]
         with (
             pa.OSFile(str(made / "examples.arrow"), "wb") as sink,
             pa.ipc.new_file(sink, SCHEMA) as file,
@@ -179,8 +182,9 @@ def _build(folder: Path, examples: Iterator[Example], digest: str) -> None:
             for block in _blocks(examples):
                 file.write_batch(block)
                 starts.append(starts[-1] + len(block))
-                texts = (block.column(name).to_pylist() for name in ("query", "passage"))
-                keys.append(np.stack([text_keys(column) for column in texts]))
+                if keyed:
+                    texts = (block.column(name).to_pylist() for name in ("query", "passage"))
+                    keys.append(np.stack([text_keys(column) for column in texts]))
         np.save(made / "starts.npy", np.asarray(starts[:-1], np.int64))
         np.save(made / "known.npy", _distinct_columns(np.concatenate(keys, 1)))
         told = {"digest": digest, "rows": starts[-1]}

@@ -45,7 +45,7 @@ class Example:
 
 
 def find_files(source: ExampleSource, storage: StorageSettings = StorageSettings()) -> list[str]:
-    """The source's files in order, globs resolved.
+    """The source's files in order; a glob's and a folder's by name.
 
     Raises:
         CorpusError: one isn't there, or of no format that is read here.
@@ -58,19 +58,27 @@ def find_files(source: ExampleSource, storage: StorageSettings = StorageSettings
         with storage_errors(uri, storage, CorpusError):
             if re.search(r"[*?\[]", path):
                 names = sorted(str(name) for name in store.glob(path))
-            else:
-                names = [str(path)] if store.isfile(path) else []
+            elif store.isfile(path):
+                names = [str(path)]
+            else:  # a folder's, or none
+                names = sorted(str(name) for name in store.find(path) if _form(str(name)))
         if not names:
             raise CorpusError(f"{item}: no such file; check the files of source {source.name!r}")
         found += [scheme + name for name in names]
     for path in found:
-        stem = path.rpartition(".")[0] if path.endswith(COMPRESSED) else path
-        if not stem.endswith(ENDS) or (stem.endswith(".parquet") and stem != path):
+        if _form(path) is None:
             raise CorpusError(
                 f"{path}: not a format that is read here; expected {', '.join(ENDS)}, each but"
                 f" parquet also with {' or '.join(COMPRESSED)}"
             )
     return found
+
+
+def _form(path: str) -> str | None:
+    """The end of a file's name that says its format; None if it isn't read here."""
+    stem = path.rpartition(".")[0] if path.endswith(COMPRESSED) else path
+    end = next((end for end in ENDS if stem.endswith(end)), None)
+    return None if end == ".parquet" and stem != path else end
 
 
 def read_examples(
@@ -84,10 +92,10 @@ def read_examples(
     """
     count = 0
     with _opened(path, storage) as file:
-        stem = path.rpartition(".")[0] if path.endswith(COMPRESSED) else path
-        if stem.endswith(".parquet"):
+        form = _form(path)
+        if form == ".parquet":
             rows = _parquet(path, file, source)
-        elif stem.endswith(".csv"):
+        elif form == ".csv":
             rows = _csv(path, file, source)
         else:
             rows = _jsonl(path, file, source)

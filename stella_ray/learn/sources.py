@@ -21,7 +21,7 @@ class ExampleSource:
     Scores of different scales must not meet in one batch: give each data set a source of its own.
     """
     files: list[str]
-    """Parquet, jsonl (ndjson) or csv, the last two also .gz or .zst; globs too; a disk or S3."""
+    """Parquet, jsonl (ndjson) or csv, the last two also .gz or .zst; folders, globs; disk or S3."""
     query_column: str = "query"
     """Of scored pairs and NLI: the first text."""
     passage_column: str = "passage"

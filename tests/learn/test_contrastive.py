@@ -217,5 +217,11 @@ def test_a_batch_without_an_ordered_pair_has_no_loss_and_no_gradient(labels: lis
 def test_cosent_holds_at_the_ends_of_cosines_in_float32() -> None:
     s = torch.tensor([1.0, -1.0] * 512)
     y = torch.tensor([0, 1] * 512)  # as wrong as can be: each of 2^18 pairs costs 40 nats
-    torch.testing.assert_close(cosent(s, y), torch.tensor(40 + 18 * math.log(2)))
+    s.requires_grad_()
+    loss = cosent(s, y)
+    torch.testing.assert_close(loss, torch.tensor(40 + 18 * math.log(2)))
+    torch.testing.assert_close(
+        torch.autograd.grad(loss, s)[0], torch.tensor([20 / 512, -20 / 512] * 512)
+    )
     assert cosent(-s, y).item() < 1e-6
+    assert torch.autograd.grad(cosent(-s, y), s)[0].abs().max() < 1e-6

@@ -100,6 +100,11 @@ def test_several_files_and_globs_are_one_store(tmp_path: Path) -> None:
     as_jsonl(tmp_path / "a")
     as_csv(tmp_path / "b")
     assert opened(tmp_path, tmp_path / "a.*", tmp_path / "b.csv").rows == 8
+    (tmp_path / "folder/below").mkdir(parents=True)
+    (tmp_path / "folder/README.md").write_text("not read")
+    as_gzip(tmp_path / "folder/below/c")
+    as_parquet(tmp_path / "folder/d")
+    assert opened(tmp_path, tmp_path / "folder").rows == 8
 
 
 def test_rows_are_found_across_blocks_of_the_file(
@@ -176,6 +181,8 @@ def test_labels_of_scored_pairs_are_numbers_also_where_they_are_written_as_text(
     path.write_bytes(jsonl(rows))
     store = opened(tmp_path, path, kind="scored", lowest_score=0, highest_score=5)
     assert [row["label"] for row in store.take(np.arange(3))] == [5, 0, 2.5]
+    with pytest.raises(CorpusError, match=r"row 0 .*5, out of range; expected 0 to 1"):
+        opened(tmp_path, path, kind="scored", lowest_score=0, highest_score=1)
 
 
 def test_nli_labels_are_ranked_by_the_order_of_the_settings(tmp_path: Path) -> None:

@@ -126,11 +126,11 @@ def test_each_round_visits_each_source_as_often_as_its_weight_in_a_fresh_order(
 
 
 def test_a_source_that_ends_begins_again_while_the_others_go_on(tmp_path: Path) -> None:
-    mixture = Mixture([stream(tmp_path, "a", 16), stream(tmp_path, "b", 40)], seed=1)
-    visits = [mixture.visit(step) for step in range(20)]
-    for source, steps in ((0, 2), (1, 5)):
+    mixture = Mixture([stream(tmp_path, "a", 16), stream(tmp_path, "b", 40, weight=2)], seed=1)
+    visits = [mixture.visit(step) for step in range(30)]
+    for source, steps, visited in ((0, 2, 10), (1, 5, 20)):
         mine = [visit[1:] for visit in visits if visit[0] == source]
-        assert mine == [divmod(i, steps) for i in range(10)]
+        assert mine == [divmod(i, steps) for i in range(visited)]
 
 
 def test_seeds_sources_and_epochs_are_shuffled_apart(tmp_path: Path) -> None:
@@ -146,6 +146,8 @@ def test_a_fifth_of_the_rows_with_negatives_gives_one_of_them_drawn_anew_each_ep
 ) -> None:
     one = stream(tmp_path, "a", 4_000, batch_size=4_000)
     batches = [one.batch(epoch, 0) for epoch in range(2)]
+    givers = [set(batch.rows[batch.owner[4_000:]].tolist()) for batch in batches]
+    assert len(givers[0] & givers[1]) < 200  # 120 of 3,000 give in both by chance
     for batch in batches:
         owners = batch.rows[batch.owner[4_000:]]
         assert 500 < len(owners) < 700  # 3,000 rows have one or more
