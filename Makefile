@@ -37,8 +37,9 @@ test: setup  ## all checks, then all tests
 	$(MAKE) --no-print-directory check
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-bench: setup  ## what batching by length saves, on this machine (about two minutes)
-	$(BIN)/python -m benchmarks.batching --documents 48
+bench: setup  ## ratios to sentence-transformers and to the usual pipeline, on this CPU (about three minutes)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python -m benchmarks.cpu
 
 clean:
 	rm -rf $(VENV) $(DEMO) build *.egg-info
