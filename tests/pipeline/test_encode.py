@@ -131,7 +131,7 @@ def test_a_text_that_the_encoder_raises_on_is_rejected_and_its_batch_kept(folder
     ]
     reasons = out.column("reason").to_pylist()
     assert [i for i, reason in enumerate(reasons) if reason] == [7, 31]
-    size = Encoder(str(folder)).vocabulary
+    size = Encoder(str(folder)).forward.vocabulary
     assert reasons[7] == (
         f"the encoder failed on this text (ValueError: token id {size} is outside the model's"
         f" vocabulary of {size})"
