@@ -13,7 +13,7 @@ COLOURS = ("#1f8fd6", "#e07a1f", GREY)
 
 
 def draw(place: Path, lengths: list[int], lines: dict[str, list[float]]) -> None:
-    """Draw one line a way, named at its end.
+    """Draw one line a way.
 
     Args:
         place: an .svg file, or .png.
@@ -24,14 +24,10 @@ def draw(place: Path, lengths: list[int], lines: dict[str, list[float]]) -> None
     figure = Figure(figsize=(7.2, 3.6), layout="constrained")
     axes = figure.subplots()
     for (name, speeds), colour in zip(lines.items(), COLOURS, strict=False):
-        axes.plot(lengths, speeds, color=colour, marker="o", linewidth=2, markersize=5)
-        axes.annotate(
-            name, (lengths[-1], speeds[-1]), (8, 0), textcoords="offset points",
-            color=colour, va="center",
-        )  # fmt: skip
+        axes.plot(lengths, speeds, color=colour, marker="o", linewidth=2, markersize=5, label=name)
+    axes.legend(frameon=False, labelcolor="linecolor")
     axes.set_xscale("log", base=2)
     axes.set_xticks(lengths, [str(length) for length in lengths])
-    axes.set_xlim(lengths[0] * 0.9, lengths[-1] * 5.5)
     axes.set_ylim(0, None)
     axes.set_xlabel("tokens of a document", color=GREY)
     axes.set_title(

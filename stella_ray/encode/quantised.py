@@ -2,8 +2,8 @@
 
 Weights have a scale for each output, activations a scale and a zero for each token, found as they
 come: nothing is calibrated, and a row's vector doesn't depend on its neighbours in the batch.
-Attention, GELU, layer norms and sums stay in float32.  One scale for a whole batch would spare a
-third of the overhead, and loses cosine 0.995 where this keeps 0.9995 (benchmarks/LOG.md).
+Attention, GELU, layer norms and sums stay in float32.  One scale for a whole batch would be
+simpler, and keeps a cosine of 0.994 to float32 where this keeps 0.9995 (benchmarks/LOG.md).
 
 Legend: B rows, L tokens of a row, T = B x L tokens, H heads, D inputs, N outputs.
 """
