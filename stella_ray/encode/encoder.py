@@ -24,7 +24,7 @@ from stella_ray.errors import ModelError, SettingsError
 
 log = logging.getLogger(__name__)
 
-CPU_TOKEN_BUDGET, CUDA_TOKEN_BUDGET = 1_024, 65_536
+CPU_TOKEN_BUDGET, CUDA_TOKEN_BUDGET = 2_048, 65_536
 ROWS_PER_WINDOW = 4_096
 """Texts that `embed` orders by length together: 3% padding, where 128 leave 12%."""
 

@@ -78,7 +78,7 @@ class EncoderSettings:
     """Numbers of the forward pass; auto: bfloat16 on CUDA, float32 elsewhere. Pooling: float32.
     int8: BERT's kind on a CPU with AVX512 VNNI; 1.5 times as fast, cosine 0.9995 to float32."""
     token_budget: int = 0
-    """Most tokens in a batch, padding included; 0: 65,536 on CUDA, 1,024 on a CPU (its cache)."""
+    """Most tokens in a batch, padding included; 0: 65,536 on CUDA, 2,048 on a CPU (its cache)."""
     device: str = "auto"
     """Where it runs; auto: cuda if there is one, else cpu."""
 

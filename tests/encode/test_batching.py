@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from stella_ray.encode.batching import batches
 from stella_ray.errors import SettingsError
 
-WINDOW, BUDGET = 4_096, 1_024
+WINDOW, BUDGET = 4_096, 2_048
 """Of an encoder on a CPU; see encoder.ROWS_PER_WINDOW and encoder.CPU_TOKEN_BUDGET."""
 
 
