@@ -20,7 +20,7 @@ from stella_ray.encode.loading import find_device, find_dtype, load_model
 from stella_ray.encode.models import EncoderSettings, EncoderSpec, Pooling
 from stella_ray.errors import SettingsError
 
-CPU_TOKEN_BUDGET, CUDA_TOKEN_BUDGET, FUSED_TOKEN_BUDGET = 1_024, 65_536, 131_072
+CPU_TOKEN_BUDGET, CUDA_TOKEN_BUDGET, FUSED_TOKEN_BUDGET = 2_048, 65_536, 131_072
 
 
 class Forward(Protocol):

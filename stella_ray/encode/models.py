@@ -78,7 +78,7 @@ class EncoderSettings:
     """Numbers of the forward pass; auto: bfloat16 on CUDA, float32 elsewhere. Pooling: float32.
     int8: BERT's kind on a CPU with AVX512 VNNI; 1.5 times as fast, cosine 0.9995 to float32."""
     token_budget: int = 0
-    """Most tokens in a batch, padding included; 0: 131,072 fused, 65,536 else on CUDA, 1,024 on a
+    """Most tokens in a batch, padding included; 0: 131,072 fused, 65,536 else on CUDA, 2,048 on a
     CPU (its cache)."""
     implementation: Literal["auto", "fused", "packed", "padded"] = "auto"
     """fused: our own kernels; packed: transformers with varlen attention; padded: transformers as

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from stella_ray.encode.batching import batches
 from stella_ray.errors import SettingsError
 
-WINDOW, BUDGET = 4_096, 1_024
+WINDOW, BUDGET = 4_096, 2_048
 """Of an encoder on a CPU; see encoder.ROWS_PER_WINDOW and forward.CPU_TOKEN_BUDGET."""
 PACKED_BUDGET = 65_536
 """Only GPUs pack; see forward.CUDA_TOKEN_BUDGET."""
