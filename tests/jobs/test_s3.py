@@ -243,9 +243,11 @@ def test_an_outage_for_a_while_is_outlasted(lake: Lake, s3_proxy: FaultProxy, ki
     over = threading.Event()
 
     def weather() -> None:
-        """Half a second of every two, while the run lasts."""
-        while not over.wait(1.5):
+        """Half a second of every two, while the run lasts; the first as it begins."""
+        while True:
             s3_proxy.inject(kind, for_seconds=0.5, seconds=2.0)
+            if over.wait(1.5):
+                return
 
     thread = threading.Thread(target=weather)
     thread.start()
