@@ -45,10 +45,8 @@ class Forward(Protocol):
         """
 
 
-class PaddedForward:
-    """Rows padded to the longest, through transformers' model as it comes: any architecture."""
-
-    packed = False
+class _ThroughTransformers:
+    """What the two ways through transformers' model share."""
 
     def __init__(
         self, model: transformers.PreTrainedModel, pooling: Pooling, dtype: torch.dtype
@@ -57,6 +55,12 @@ class PaddedForward:
         self.device: torch.device = model.device
         self.vocabulary = int(model.get_input_embeddings().num_embeddings)
         self.token_budget = CUDA_TOKEN_BUDGET if self.device.type == "cuda" else CPU_TOKEN_BUDGET
+
+
+class PaddedForward(_ThroughTransformers):
+    """Rows padded to the longest, through transformers' model as it comes: any architecture."""
+
+    packed = False
 
     def __call__(self, rows: list[np.ndarray]) -> Tensor:
         """See `Forward`."""
@@ -76,7 +80,7 @@ class PaddedForward:
         return (hidden_BTD * weight_BT1).sum(1) / weight_BT1.sum(1)
 
 
-class PackedForward:
+class PackedForward(_ThroughTransformers):
     """Rows back to back, through transformers' model with `attention.packed_attention`."""
 
     packed = True
@@ -84,10 +88,7 @@ class PackedForward:
     def __init__(
         self, model: transformers.PreTrainedModel, pooling: Pooling, dtype: torch.dtype
     ) -> None:
-        self.model, self.pooling, self.dtype = model, pooling, dtype
-        self.device: torch.device = model.device
-        self.vocabulary = int(model.get_input_embeddings().num_embeddings)
-        self.token_budget = CUDA_TOKEN_BUDGET if self.device.type == "cuda" else CPU_TOKEN_BUDGET
+        super().__init__(model, pooling, dtype)
         # RoBERTa's positions start behind the pad's.
         bert = model.config.model_type == "bert"
         self.first_place: int = 0 if bert else model.config.pad_token_id + 1
