@@ -76,7 +76,7 @@ class EncoderSettings:
     """What `passage` stands for. Default: the model's own."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
     """Numbers of the forward pass; auto: bfloat16 on CUDA, float32 elsewhere. Pooling: float32.
-    int8: BERT's kind on a CPU with AVX512 VNNI; 1.3 to 1.6 times as fast, cosine 0.9995 to float32."""
+    int8: BERT's kind on a CPU with AVX512 VNNI; 1.3 to 1.6 times as fast, cosine 0.9995 to it."""
     token_budget: int = 0
     """Most tokens in a batch, padding included; 0: 131,072 fused, 65,536 else on CUDA, 2,048 on a
     CPU (its cache)."""
