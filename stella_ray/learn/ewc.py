@@ -6,10 +6,10 @@ parameter, which is L2-SP (arXiv 1802.01483). Both are here, by their names.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,46 +17,9 @@ from torch.nn import Parameter
 
 from stella_ray.errors import SettingsError
 from stella_ray.learn.extend import POSITIONS
-from stella_ray.learn.fisher import Normalise, load_fisher, scaled
-
-
-@dataclass(frozen=True, kw_only=True)
-class AnchorSettings:
-    """What holds the weights back, and how much."""
-
-    importance: Literal["none", "identity", "fisher"] = "identity"
-    """identity: every weight alike, as stella's authors did (L2-SP); fisher: by what the base model
-    needs it for (EWC); none: nothing holds it."""
-    strength: float = 20.0
-    """lambda: the penalty is lambda / 2 x sum of F (theta - theta_0)^2. 20 is the authors'
-    10 x sum of squares. For fisher with a mean of 1 the same unit holds."""
-    fisher: str | None = None
-    """fisher: the file of the base model's Fisher information."""
-    normalise: Normalise = "global_mean"
-    """fisher: raw numbers depend on pool and scale by orders of magnitude; a mean of 1 doesn't."""
-    clip_quantile: float = 0.999
-    """fisher: greater importances are set to the one at this quantile; 1: none is."""
-    floor: float = 0.0
-    """fisher: added to every importance; 87% are 0 (rare words, mostly), and held by nothing."""
-    free_positions_from: int | None = None
-    """Position rows from this one on are free: those that the extension made, 512 for stella's
-    authors (of XLM-R, 514)."""
-
-    def __post_init__(self) -> None:
-        """Refuse what can't hold."""
-        if self.strength < 0 or self.floor < 0:
-            raise SettingsError(
-                f"anchor: strength {self.strength} and floor {self.floor}; expected 0 or more"
-            )
-        if not 0 < self.clip_quantile <= 1:
-            raise SettingsError(
-                f"anchor: clip_quantile {self.clip_quantile}; expected above 0, at most 1"
-            )
-        if (self.importance == "fisher") != (self.fisher is not None):
-            raise SettingsError(
-                f"anchor: importance {self.importance} and fisher {self.fisher}; a file goes with"
-                " importance fisher, and that needs one"
-            )
+from stella_ray.learn.fisher import load_fisher, scaled
+from stella_ray.learn.recipe import AnchorSettings
+from stella_ray.learn.shuffle import key_of
 
 
 class Anchor:
@@ -80,6 +43,7 @@ class Anchor:
         self, parameters: Iterable[tuple[str, Parameter]], settings: AnchorSettings
     ) -> None:
         self.strength = 0.0 if settings.importance == "none" else settings.strength
+        self.digest = f"{key_of(json.dumps(dataclasses.asdict(settings))):016x}"
         held = [(name, p) for name, p in parameters if p.requires_grad] if self.strength else []
         for name, p in held:
             if p.dtype != torch.float32:

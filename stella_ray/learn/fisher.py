@@ -19,8 +19,7 @@ from torch import Tensor
 from stella_ray.errors import ModelError, SettingsError
 from stella_ray.learn.contrastive import INFO_NCE_SCALE, products
 from stella_ray.learn.folders import read_tensors, write_tensors
-
-Normalise = Literal["none", "global_mean", "per_tensor_mean"]
+from stella_ray.learn.recipe import Normalise
 
 
 @dataclass(frozen=True, kw_only=True)

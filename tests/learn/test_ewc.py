@@ -19,7 +19,8 @@ from transformers import AutoModel
 
 from stella_ray.encode.models import EncoderSettings, EncoderSpec, find_encoder
 from stella_ray.errors import ModelError, SettingsError
-from stella_ray.learn.ewc import Anchor, AnchorSettings
+from stella_ray.learn.ewc import Anchor
+from stella_ray.learn.recipe import AnchorSettings
 from stella_ray.learn.extend import extend_model
 from stella_ray.learn.fisher import (
     FisherNotes,

@@ -1,0 +1,396 @@
+"""Training on Ray Train: workers that step together, checkpoints, restarts, held-out evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+import ray.train
+
+from stella_ray.encode.models import EncoderSettings, find_encoder
+from stella_ray.errors import IncompleteRun, SettingsError, StellaError, stella_error_in
+from stella_ray.learn.recipe import AnchorSettings, ComputeSettings, OptimizerSettings
+from stella_ray.learn.sources import ExampleSource
+from stella_ray.pipeline.cluster import Pool, PoolSettings, size_pool
+from stella_ray.pipeline.encode import load
+from stella_ray.pipeline.heldout import evaluate_sets
+from stella_ray.storage import StorageSettings, is_s3
+
+if TYPE_CHECKING:
+    from stella_ray.encode.encoder import Encoder
+    from stella_ray.learn.learner import Learner, StepReport
+
+log = logging.getLogger(__name__)
+
+MODEL = "model"
+"""A checkpoint's model folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSettings:
+    """The processes that train; 0 means: by what the cluster has."""
+
+    workers: int = 0
+    """Processes; 0: one a GPU, without GPUs one. No result depends on it but by rounding."""
+    gpus_per_worker: float = 0.0
+    """0: one if the cluster has any; less leaves evaluation a share of the same GPU."""
+    cpus_per_worker: float = 0.0
+    """0: one beside a GPU; else an even share of what evaluation leaves over."""
+    threads: int = 0
+    """Of torch, in a worker without a GPU; 0: its CPUs. Another number rounds otherwise."""
+    max_failures: int = 3
+    """Times that lost workers are replaced, and the run goes on from its last checkpoint."""
+
+    def __post_init__(self) -> None:
+        """Refuse what can't hold."""
+        for name in ("workers", "gpus_per_worker", "cpus_per_worker", "threads"):
+            if getattr(self, name) < 0:
+                raise SettingsError(
+                    f"train.{name} {getattr(self, name)} is negative; expected 0 (auto) or more"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPlan:
+    """Everything that a worker needs to know."""
+
+    encoder: EncoderSettings
+    sources: list[ExampleSource]
+    optimizer: OptimizerSettings
+    compute: ComputeSettings
+    anchor: AnchorSettings
+    dropout: float | None
+    seed: int
+    long_tokens: int
+    checkpoint_steps: int
+    evaluation: list[ExampleSource]
+    storage: StorageSettings
+    tensorboard: str | None
+    threads: int = 1
+    pool: Pool | None = None
+
+
+@dataclass
+class Trained:
+    """What a run left.
+
+    Attributes:
+        model: the last checkpoint's model folder, a path of Ray Train's storage.
+        reports: of all steps.
+        evaluations: by the number of steps done: held-out metrics by "set/metric".
+    """
+
+    checkpoint: ray.train.Checkpoint
+    reports: list[StepReport]
+    evaluations: dict[int, dict[str, float]] = field(default_factory=dict)
+
+
+def train(
+    plan: TrainPlan,
+    workers: WorkerSettings,
+    pool: PoolSettings,
+    run_folder: str,
+    keep_checkpoints: int,
+    say: Callable[[str], None],
+) -> Trained:
+    """Run or go on with a training run.
+
+    Args:
+        plan: what the workers do.
+        workers: how many, and what of the cluster each gets.
+        pool: of the embedding actors, for held-out evaluation.
+        run_folder: where checkpoints lie; the run goes on from the last one that is there.
+        keep_checkpoints: older ones are removed.
+        say: where lines for a person go.
+
+    Raises:
+        StellaError: as a worker raised it.
+        IncompleteRun: workers failed too often.
+    """
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.validation_config import ValidationConfig
+
+    scaling, threads = _scaling(workers, evaluates=bool(plan.evaluation))
+    if plan.evaluation:
+        plan = dataclasses.replace(plan, pool=size_pool(_beside(pool, scaling)))
+    plan = dataclasses.replace(plan, threads=threads)
+    where, file_system = _place(run_folder, plan.storage)
+    with _spoken(say) as speaker:
+        trainer = TorchTrainer(
+            _loop,
+            train_loop_config={"plan": plan, "speaker": speaker},
+            scaling_config=scaling,
+            run_config=RunConfig(
+                name=where.name,
+                storage_path=str(where.parent),
+                storage_filesystem=file_system,
+                failure_config=FailureConfig(max_failures=workers.max_failures),
+                checkpoint_config=CheckpointConfig(num_to_keep=keep_checkpoints),
+            ),
+            validation_config=ValidationConfig(
+                functools.partial(_evaluated, plan=plan), ray_remote_kwargs={"num_cpus": 0}
+            )
+            if plan.evaluation
+            else None,
+        )
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise _as_person_reads_it(error, run_folder) from None
+    return _trained(result)
+
+
+def _scaling(workers: WorkerSettings, *, evaluates: bool) -> tuple[ray.train.ScalingConfig, int]:
+    """Workers and the share of the cluster that each gets; and torch's threads in each."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus = sum(node.get("CPU", 0.0) for node in nodes)
+    gpus = sum(node.get("GPU", 0.0) for node in nodes)
+    per_gpu = workers.gpus_per_worker or (1.0 if gpus else 0.0)
+    count = workers.workers or max(1, int(gpus / per_gpu) if per_gpu else 1)
+    if per_gpu * count > gpus:
+        raise SettingsError(
+            f"{count} workers with {per_gpu:g} GPU each need {per_gpu * count:g} GPUs, the cluster"
+            f" has {gpus:g}; lower --workers or --gpus_per_worker"
+        )
+    free = max(cpus - 1, cpus / 2) if evaluates else cpus
+    each = workers.cpus_per_worker or (1.0 if per_gpu else free / count)
+    if each * count > cpus:
+        raise SettingsError(
+            f"{count} workers with {each:g} CPUs each need {each * count:g} CPUs, the cluster has"
+            f" {cpus:g}; lower --workers or --cpus_per_worker"
+        )
+    share = {"CPU": each, **({"GPU": per_gpu} if per_gpu else {})}
+    scaling = ray.train.ScalingConfig(
+        num_workers=count, use_gpu=bool(per_gpu), resources_per_worker=share
+    )
+    return scaling, workers.threads or max(1, round(cpus / count) if not per_gpu else 1)
+
+
+def _beside(pool: PoolSettings, scaling: ray.train.ScalingConfig) -> PoolSettings:
+    """Embedding actors in what the workers leave over: one, on CPUs where no GPU is free."""
+    gpus = ray.cluster_resources().get("GPU", 0.0)
+    share = scaling.resources_per_worker or {}
+    left = gpus - scaling.num_workers * share.get("GPU", 0.0)  # type: ignore[operator]
+    if pool.encoders or pool.gpus_per_encoder or left >= 1 or not gpus:
+        cpus = pool.cpus_per_encoder or 0.5
+        return dataclasses.replace(pool, encoders=pool.encoders or 1, cpus_per_encoder=cpus)
+    raise SettingsError(
+        f"held-out evaluation has no GPU: the workers take all {gpus:g}; give"
+        " --gpus_per_worker 0.75 --gpus_per_encoder 0.25 to share, or fewer --workers"
+    )
+
+
+def _place(run_folder: str, storage: StorageSettings) -> tuple[Path, Any]:
+    if not is_s3(run_folder):
+        return Path(run_folder).expanduser().absolute(), None
+    import pyarrow.fs
+
+    from stella_ray.storage import filesystem
+
+    opened, inner = filesystem(run_folder, storage)
+    return Path(inner), pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(opened))
+
+
+def _loop(config: dict[str, Any]) -> None:
+    """A worker: all its steps, from the last checkpoint on."""
+    plan: TrainPlan = config["plan"]
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import torch
+
+    from stella_ray.learn.checkpoints import read_checkpoint, write_checkpoint
+
+    torch.set_num_threads(plan.threads)
+    speaker = config["speaker"]
+    learner = open_learner(plan)
+    first = learner.workers.rank == 0
+    reports: list[StepReport] = []
+    if last := ray.train.get_checkpoint():
+        with last.as_directory() as folder:
+            reports = read_checkpoint(learner, Path(folder))
+        if first:
+            speaker.say.remote(f"going on after step {len(reports):,}")
+    board = _Board(plan.tensorboard if first else None, len(reports))
+    for number in range(len(reports), plan.optimizer.steps):
+        reports.append(learner.step(number))
+        board.write(reports[-1])
+        if first:
+            speaker.say.remote(line_of(reports[-1], plan.optimizer.steps))
+        done = number + 1
+        if done % plan.checkpoint_steps and done < plan.optimizer.steps:
+            continue
+        with tempfile.TemporaryDirectory() as scratch:
+            checkpoint = None
+            if first:
+                write_checkpoint(learner, Path(scratch), reports)
+                checkpoint = ray.train.Checkpoint.from_directory(scratch)
+            ray.train.report(
+                {"steps": done}, checkpoint=checkpoint, validation=bool(plan.evaluation)
+            )
+    board.close()
+
+
+def open_learner(plan: TrainPlan) -> Learner:
+    """A worker's learner, before its first step."""
+    from stella_ray.learn.ewc import Anchor
+    from stella_ray.learn.examples import open_examples
+    from stella_ray.learn.learner import Learner
+    from stella_ray.learn.mixing import ExampleStream, Mixture
+    from stella_ray.learn.parallel import Workers
+    from stella_ray.learn.trainee import Trainee
+
+    spec = find_encoder(plan.encoder)
+    trainee = Trainee(spec, plan.compute, plan.dropout)
+    streams = [
+        ExampleStream(
+            source,
+            open_examples(source, storage=plan.storage),
+            plan.seed,
+            spec.query_prefix,
+            spec.passage_prefix,
+        )
+        for source in plan.sources
+    ]
+    return Learner(
+        trainee,
+        Mixture(streams, plan.seed),
+        plan.optimizer,
+        Anchor(trainee.parameters.items(), plan.anchor),
+        Workers.of_process_group(),
+        plan.seed,
+        plan.long_tokens,
+    )
+
+
+def _evaluated(checkpoint: ray.train.Checkpoint, *, plan: TrainPlan) -> dict[str, float]:
+    """Held-out metrics of a checkpoint, in a task of Ray Train's beside the training."""
+    assert plan.pool is not None, "no pool for evaluation; this is a bug"
+    with checkpoint.as_directory() as folder:
+        encoder = dataclasses.replace(plan.encoder, path=f"{folder}/{MODEL}", revision=None)
+        opened = functools.partial(_open_checkpoint, checkpoint)
+        return evaluate_sets(plan.evaluation, encoder, plan.pool, plan.storage, opened)
+
+
+def _open_checkpoint(
+    checkpoint: ray.train.Checkpoint, settings: EncoderSettings, digest: str
+) -> Encoder:
+    """Load a checkpoint's encoder on whatever node an actor finds itself."""
+    with checkpoint.as_directory() as folder:
+        return load(dataclasses.replace(settings, path=f"{folder}/{MODEL}"), digest)
+
+
+def line_of(report: StepReport, steps: int) -> str:
+    """A step for a person to read."""
+    long = f", {report.long_texts / report.texts:.0%} long" if report.long_texts else ""
+    return (
+        f"step {report.step + 1:,}/{steps:,} {report.source}: loss {report.loss:.4f}, gradient"
+        f" {report.gradient_norm:.3g}, penalty {report.penalty_share:.1%}, rate {report.rate:.2g},"
+        f" {report.rows:,} rows, {report.tokens:,} tokens{long}"
+    )
+
+
+class _Board:
+    """TensorBoard's files, by type: one curve a source."""
+
+    def __init__(self, folder: str | None, done: int) -> None:
+        self._writer: Any = None
+        if folder:
+            from tensorboardX import SummaryWriter
+
+            self._writer = SummaryWriter(folder, purge_step=done)
+
+    def write(self, report: StepReport) -> None:
+        """Add a step's numbers."""
+        if self._writer:
+            numbers = {
+                "loss": report.loss,
+                "gradient_norm": report.gradient_norm,
+                "penalty_share": report.penalty_share,
+                "long_share": report.long_texts / max(1, report.texts),
+            }
+            for name, value in numbers.items():
+                self._writer.add_scalar(f"{name}/{report.source}", value, report.step)
+            self._writer.add_scalar("rate", report.rate, report.step)
+
+    def close(self) -> None:
+        """Write what is held back."""
+        if self._writer:
+            self._writer.close()
+
+
+class _Speaker:
+    """An actor that takes lines from a worker for the driver's console."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    def take(self) -> list[str]:
+        lines, self.lines = self.lines, []
+        return lines
+
+
+@contextmanager
+def _spoken(say: Callable[[str], None]) -> Iterator[Any]:
+    """An actor whose lines are said here, each second and at the end."""
+    speaker = ray.remote(_Speaker).options(num_cpus=0).remote()
+    done = threading.Event()
+
+    def listen() -> None:
+        over = False
+        while not over:
+            over = done.wait(1)
+            try:
+                lines = ray.get(speaker.take.remote(), timeout=30)
+            except ray.exceptions.RayError:
+                return
+            for line in lines:
+                say(line)
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    try:
+        yield speaker
+    finally:
+        done.set()
+        thread.join()
+        ray.kill(speaker)
+
+
+def _trained(result: ray.train.Result) -> Trained:
+    from stella_ray.learn.checkpoints import read_reports
+
+    assert result.checkpoint is not None, "a run without a checkpoint; this is a bug"
+    with result.checkpoint.as_directory() as folder:
+        reports = read_reports(Path(folder))
+    evaluations = {}
+    for _, metrics in result.best_checkpoints or []:
+        told = {name: value for name, value in metrics.items() if "/" in name}
+        if told:
+            evaluations[int(metrics["steps"])] = told
+    return Trained(result.checkpoint, reports, evaluations)
+
+
+def _as_person_reads_it(error: Exception, run_folder: str) -> Exception:
+    below = list(getattr(error, "worker_failures", {}).values()) or [error]
+    for one in below:
+        known: StellaError | None = stella_error_in(one)
+        if known is not None:
+            return known
+    reason = " ".join(str(below[0]).split())[-300:]
+    return IncompleteRun(
+        f"training broke off ({type(below[0]).__name__}: {reason}); its checkpoints are in"
+        f" {run_folder}: --resume true goes on from the last"
+    )
