@@ -5,7 +5,7 @@ Without Lance, so that the tasks that only ask for keys don't load it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -21,12 +21,19 @@ class KnownKeys:
         keys: sorted, `S16` [rows].
         addresses: where each row lies, uint64 [rows]; valid until a compaction.
         chunks: rows of each row's document, int32 [rows]; None in a table without chunks.
+        repeats: in a table of chunks, places whose key stands before already, int64, sorted.
     """
 
     version: int
     keys: np.ndarray
     addresses: np.ndarray
     chunks: np.ndarray | None = None
+    repeats: np.ndarray = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Look for repeated keys once, not in each task."""
+        again = self.keys[1:] == self.keys[:-1] if self.chunks is not None else np.empty(0, bool)
+        object.__setattr__(self, "repeats", np.flatnonzero(again) + 1)
 
     def find(self, keys: np.ndarray, prefix_bytes: int = KEY_BYTES) -> np.ndarray:
         """Where each key, or one that starts with the same bytes, is; -1 if none, int64 [rows]."""
@@ -58,9 +65,12 @@ class KnownKeys:
         end = at + np.maximum(count, 1) - 1
         last = np.minimum(end, len(self.keys) - 1)
         # Its chunks' keys are consecutive numbers, so the last one's place says whether all are
-        # there, from chunk 0 on.
+        # there, from chunk 0 on, unless another one stands there twice.
         there = self.keys[last] == chunk_keys(self.keys[at], np.maximum(count, 1) - 1)
-        whole = (at >= 0) & (end == last) & there
+        once = np.searchsorted(self.repeats, at, "right") == np.searchsorted(
+            self.repeats, end, "right"
+        )
+        whole = (at >= 0) & (end == last) & there & once
         return np.where(whole, at, -1), np.where(whole, count, 0).astype(np.int32)
 
 
