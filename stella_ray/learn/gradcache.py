@@ -52,15 +52,15 @@ def cached_backward(
         empty_MD[rows] = vectors.detach()
     cut_MD = empty_MD.requires_grad_()
     loss = loss_of(cut_MD)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     gradient_MD = cut_MD.grad
     if gradient_MD is None:  # this worker has no rows
         return loss.detach()
     # Latest first: its graph is freed before another one is made.
     for rows in reversed(batches[first_kept:]):
-        live.pop().backward(gradient_MD[rows])  # type: ignore[no-untyped-call]
+        live.pop().backward(gradient_MD[rows])
     for rows in batches[:first_kept]:
-        encode(rows).backward(gradient_MD[rows])  # type: ignore[no-untyped-call]
+        encode(rows).backward(gradient_MD[rows])
     return loss.detach()
 
 

@@ -130,7 +130,9 @@ class Learner:
         batch, rows, trainee = part.batch, part.rows, self.trainee
         self.adam.zero_grad(set_to_none=False)
         cut, tokens = trainee.cut(rows)
-        once = trainee.settings.gradient_checkpointing  # its second pass asks for the row keys again
+        once = (
+            trainee.settings.gradient_checkpointing
+        )  # its second pass asks for the row keys again
 
         def loss_of(mine_MD: Tensor) -> Tensor:
             all_ND = self.workers.gather(mine_MD, part.owner_N)

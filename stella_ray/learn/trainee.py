@@ -76,7 +76,8 @@ class Trainee:
         self.model.train()
         self.parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         if settings.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            old = self.model.gradient_checkpointing_enable  # transformers before 5.21
+            getattr(self.model, "activation_checkpointing_enable", old)()
         way = PackedForward if packed else PaddedForward
         self.forward = way(self.model, spec.pooling, torch.float32)
         auto = 32_768 if cuda else self.forward.token_budget

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from stella_ray.encode.models import EncoderSettings, find_encoder
 from stella_ray.errors import SettingsError
@@ -100,10 +101,17 @@ def recalls(
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
     """Correlation of ranks, equal numbers sharing theirs; 0 where one side is all equal."""
-    ranks = np.stack([pd.Series(a).rank().to_numpy(), pd.Series(b).rank().to_numpy()])
+    ranks = np.stack([_ranks(a), _ranks(b)])
     if (ranks.std(1) == 0).any():
         return 0.0
     return float(np.corrcoef(ranks)[0, 1])
+
+
+def _ranks(numbers: np.ndarray) -> np.ndarray:
+    """Ranks from the smallest on; equal numbers have the mean of theirs."""
+    ends = (pc.rank(pa.array(numbers), tiebreaker=which) for which in ("min", "max"))
+    first, last = (end.to_numpy() for end in ends)
+    return np.asarray((first + last) / 2)
 
 
 def _texts(rows: Sequence[Example]) -> tuple[list[str], list[str]]:

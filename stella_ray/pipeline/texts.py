@@ -87,7 +87,8 @@ def embed_texts(
         if out is None:
             out = np.full((len(texts), vectors.shape[1]), np.nan, np.float32)
         out[block.column("number").to_numpy()] = vectors
-    assert out is not None and np.isfinite(out).all(), "texts were lost; this is a bug"
+    assert out is not None, "no texts; this is a bug"
+    assert np.isfinite(out).all(), "texts were lost; this is a bug"
     return out
 
 

@@ -22,9 +22,9 @@ from stella_ray.errors import IncompleteRun, SettingsError, StellaError, stella_
 from stella_ray.learn.recipe import AnchorSettings, ComputeSettings, OptimizerSettings
 from stella_ray.learn.sources import ExampleSource
 from stella_ray.pipeline.cluster import Pool, PoolSettings, size_pool
-from stella_ray.pipeline.encode import load
+from stella_ray.pipeline.encode import load, wait_asleep
 from stella_ray.pipeline.heldout import evaluate_sets
-from stella_ray.storage import StorageSettings, is_s3
+from stella_ray.storage import StorageSettings, filesystem, is_s3
 
 if TYPE_CHECKING:
     from stella_ray.encode.encoder import Encoder
@@ -148,6 +148,7 @@ def train(
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise _as_person_reads_it(error, run_folder) from None
+    _remove_orphans(run_folder, plan.storage, result)
     return _trained(result)
 
 
@@ -181,7 +182,7 @@ def _beside(pool: PoolSettings, scaling: ray.train.ScalingConfig) -> PoolSetting
     """Embedding actors in what the workers leave over: one, on CPUs where no GPU is free."""
     gpus = ray.cluster_resources().get("GPU", 0.0)
     share = scaling.resources_per_worker or {}
-    left = gpus - scaling.num_workers * share.get("GPU", 0.0)  # type: ignore[operator]
+    left = gpus - scaling.num_workers * share.get("GPU", 0.0)
     if pool.encoders or pool.gpus_per_encoder or left >= 1 or not gpus:
         cpus = pool.cpus_per_encoder or 0.5
         return dataclasses.replace(pool, encoders=pool.encoders or 1, cpus_per_encoder=cpus)
@@ -196,8 +197,6 @@ def _place(run_folder: str, storage: StorageSettings) -> tuple[Path, Any]:
         return Path(run_folder).expanduser().absolute(), None
     import pyarrow.fs
 
-    from stella_ray.storage import filesystem
-
     opened, inner = filesystem(run_folder, storage)
     return Path(inner), pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(opened))
 
@@ -206,6 +205,7 @@ def _loop(config: dict[str, Any]) -> None:
     """A worker: all its steps, from the last checkpoint on."""
     plan: TrainPlan = config["plan"]
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    wait_asleep()
     import torch
 
     from stella_ray.learn.checkpoints import read_checkpoint, write_checkpoint
@@ -381,6 +381,16 @@ def _trained(result: ray.train.Result) -> Trained:
         if told:
             evaluations[int(metrics["steps"])] = told
     return Trained(result.checkpoint, reports, evaluations)
+
+
+def _remove_orphans(run_folder: str, storage: StorageSettings, result: ray.train.Result) -> None:
+    """Remove checkpoints that a killed worker wrote and the run never learnt of."""
+    store, inner = filesystem(run_folder, storage)
+    known = {Path(one.path).name for one, _ in result.best_checkpoints or []}
+    for path in store.ls(inner, detail=False):
+        name = Path(path).name
+        if name.startswith("checkpoint_2") and name not in known:
+            store.rm(path, recursive=True)
 
 
 def _as_person_reads_it(error: Exception, run_folder: str) -> Exception:

@@ -19,17 +19,21 @@ WIDTH, HEIGHT, LEFT, BOTTOM = 640, 200, 56, 24
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{title}</title><style>
-:root {{ color-scheme: light dark; --ink: #1c2430; --faint: #5d6875; --line: #d8dde4; --ground: #fff }}
+:root {{ color-scheme: light dark;
+  --ink: #1c2430; --faint: #5d6875; --line: #d8dde4; --ground: #fff }}
 @media (prefers-color-scheme: dark) {{
   :root {{ --ink: #e6eaf0; --faint: #9aa5b3; --line: #38414d; --ground: #14191f }} }}
 body {{ font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--ground);
   max-width: 1340px; margin: 0 auto; padding: 16px }}
 h1 {{ font-size: 22px; overflow-wrap: anywhere }} h2 {{ font-size: 16px; margin: 20px 0 4px }}
-.plots {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); gap: 8px 24px }}
+.plots {{ display: grid; gap: 8px 24px;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)) }}
 svg {{ width: 100%; height: auto }} svg text {{ fill: var(--faint); font-size: 11px }}
 .axis {{ stroke: var(--line) }} .wide {{ overflow-x: auto }}
-table {{ border-collapse: collapse }} td, th {{ padding: 3px 12px 3px 0; text-align: right; border-bottom: 1px solid var(--line) }}
-td:first-child, th:first-child {{ text-align: left }} .key::before {{ content: "■ "; color: var(--c) }}
+table {{ border-collapse: collapse }}
+td, th {{ padding: 3px 12px 3px 0; text-align: right; border-bottom: 1px solid var(--line) }}
+td:first-child, th:first-child {{ text-align: left }}
+.key::before {{ content: "■ "; color: var(--c) }}
 </style></head><body><h1>{title}</h1>{body}</body></html>
 """
 
@@ -69,7 +73,9 @@ def _summary(by_source: Mapping[str, Sequence[StepReport]]) -> str:
         long = sum(r.long_texts for r in steps) / max(1, sum(r.texts for r in steps))
         ends = (steps[:tenth], steps[-tenth:])
         losses = [f"{sum(r.loss for r in end) / tenth:.4f}" for end in ends]
-        key = f'<span class="key" style="--c:{COLOURS[i % len(COLOURS)]}">{html.escape(name)}</span>'
+        key = (
+            f'<span class="key" style="--c:{COLOURS[i % len(COLOURS)]}">{html.escape(name)}</span>'
+        )
         rows.append(
             [
                 key,
@@ -117,7 +123,8 @@ def _plot(curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
         x, y = place(1, share * top).split(",")
         parts.append(f'<line class="axis" x1="{x}" x2="{WIDTH - 8}" y1="{y}" y2="{y}"/>')
         parts.append(
-            f'<text x="{LEFT - 6}" y="{float(y) + 4:.1f}" text-anchor="end">{share * top:.3g}</text>'
+            f'<text x="{LEFT - 6}" y="{float(y) + 4:.1f}" text-anchor="end">'
+            f"{share * top:.3g}</text>"
         )
     for step, anchor in ((1, "start"), (last, "end")):
         x = place(step, 0).split(",")[0]

@@ -61,7 +61,8 @@ def test_a_texts_mask_is_the_same_in_any_batch_padded_or_packed() -> None:
     alone = kept(keys_of([5], [7]))[0]
     padded = kept(keys_of([9, 5], [3, 7]))[1, :5]
     packed = kept(keys_of([9, 5], [3, 7], packed=True))[0, 9:]
-    assert (alone == padded).all() and (alone == packed).all()
+    assert (alone == padded).all()
+    assert (alone == packed).all()
     assert not (alone == kept(keys_of([5], [8]))[0]).all()
 
 

@@ -20,7 +20,6 @@ from transformers import AutoModel
 from stella_ray.encode.models import EncoderSettings, EncoderSpec, find_encoder
 from stella_ray.errors import ModelError, SettingsError
 from stella_ray.learn.ewc import Anchor
-from stella_ray.learn.recipe import AnchorSettings
 from stella_ray.learn.extend import extend_model
 from stella_ray.learn.fisher import (
     FisherNotes,
@@ -31,6 +30,7 @@ from stella_ray.learn.fisher import (
 )
 from stella_ray.learn.merging import merge_models
 from stella_ray.learn.positions import extend_positions
+from stella_ray.learn.recipe import AnchorSettings
 from tests.conftest import make_encoder
 
 TABLE = "embeddings.position_embeddings.weight"

@@ -42,8 +42,6 @@ def write_sources(folder: Path, rows: int = 40, batch_size: int = 12) -> list[Ex
             prefix="always",
             **common,
         ),
-        ExampleSource(
-            name="scored", kind="scored", files=[str(folder / "scored.jsonl")], **common
-        ),
+        ExampleSource(name="scored", kind="scored", files=[str(folder / "scored.jsonl")], **common),
         ExampleSource(name="nli", kind="nli", files=[str(folder / "nli.jsonl")], **common),
     ]
