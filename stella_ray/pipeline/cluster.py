@@ -102,6 +102,9 @@ def cluster() -> Iterator[None]:
     if address == "local":
         # Unset, Ray 2.60 writes a token file, and later clusters of `ray start` refuse their users.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        # Ray Train asks the dashboard whether its controller lives, and without one waits for it at
+        # each end, 17 s; where nobody listens it knows at once.
+        os.environ.setdefault("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
         # Workers' lines are Ray's own chatter; what matters reaches the driver as an exception.
         local = {
             "num_cpus": max(2, os.cpu_count() or 2),
