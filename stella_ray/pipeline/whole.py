@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from stella_ray.errors import IncompleteRun, SettingsError, StellaError
 from stella_ray.storage import StorageSettings, absolute, filesystem
 from stella_ray.storage_faults import storage_errors
@@ -56,7 +58,7 @@ def whole_folder(
             finally:
                 if store.exists(made):
                     store.rm(made, recursive=True)
-    except StellaError:
+    except (StellaError, ray.exceptions.RayError):  # the latter may be an OSError too
         raise
     except OSError as error:
         reason = " ".join(str(error).split())[:200]
