@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import operator
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -145,7 +144,7 @@ def bm25_hits(
     best = ray.remote(score_part).options(num_cpus=cpus)
     at_once = tasks_at_once(cpus)
     counted = (count.remote(known_ref, *blocks) for blocks in candidates.parts)
-    whole = reduced(counted, operator.add, at_once, cpus)
+    whole = reduced(counted, Statistics.__add__, at_once, cpus)
     whole_ref = ray.put(whole)
     scored = (
         best.remote(known_ref, queries_ref, whole_ref, depth, part, *blocks)

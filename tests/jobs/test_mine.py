@@ -26,6 +26,7 @@ from stella_ray.learn.sources import ExampleSource
 from stella_ray.pipeline.whole import whole_folder
 from tests.conftest import HAN, S3Place
 from tests.jobs.conftest import Desk
+from tests.jobs.test_search import fill
 from tests.learn.test_bm25 import by_formula
 
 pytestmark = pytest.mark.ray
@@ -42,7 +43,8 @@ def words(seed: int, length: int) -> str:
 
 def planted(topic: int) -> tuple[list[dict[str, Any]], list[str], list[str]]:
     """Pairs of a topic, what must never be their negative, and what may be."""
-    query, first, second = words(topic, 8), words(100 + topic, 40), words(200 + topic, 40)
+    query = f"何事{words(topic, 6)}"  # the same two in each, so that topics meet
+    first, second = words(100 + topic, 40), words(200 + topic, 40)
     first, second = f"{query}ABC12{first}", f"{query}{second}"
     pairs = [
         {"query": query, "passage": first, "negatives": [f"给{query}", first]},
@@ -67,14 +69,15 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, local_ra
         pairs += more
         texts += never + may
     (home / "corpus").mkdir()
-    for name, some in (("a", texts[::2]), ("b", texts[1::2])):
-        rows = {"id": [f"{name}{i}" for i in range(len(some))], "text": some}
+    ids = [f"d{i}" for i in range(len(texts))]
+    for name, some in (("a", slice(0, 70)), ("b", slice(70, None))):
+        rows = {"id": ids[some], "text": texts[some]}
         pq.write_table(pa.table(rows), home / f"corpus/{name}.parquet")
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in pairs)
     (home / "pairs.jsonl").write_text(lines, encoding="utf-8")
-    desk = Desk(home / "corpus", home / "db/docs", tiny_encoder)
-    desk.embed()
-    return desk
+    documents = [(doc_id, None, text) for doc_id, text in zip(ids, texts, strict=True)]
+    table = fill(home / "db/docs", EncoderSettings(path=str(tiny_encoder)), documents=documents)
+    return Desk(home / "corpus", table, tiny_encoder)
 
 
 def job(place: Desk, out: Path | str, **more: Any) -> MineJob:

@@ -78,7 +78,7 @@ def test_no_hits_give_no_ranks() -> None:
         (" 黄河　断流最严重的一年是一九九七年,河口二百二十六天无水入海 ", "positive_or_query"),
         ("何年 断流最重", "positive_or_query"),
         ("另一个答案ＡＢＣ", "positive_or_query"),
-        (POSITIVE.replace("一九九七", "一九九六"), "near_duplicate"),
+        (POSITIVE.replace("入海", "入湖"), "near_duplicate"),
         (f"据记载，{POSITIVE}。", "near_duplicate"),
         (POSITIVE[:12], "near_duplicate"),
         ("黄河在一九七二年第一次断流", None),
@@ -91,7 +91,7 @@ def test_each_filter_knows_its_kind(text: str, why: str | None) -> None:
 
 
 def test_what_somebody_chose_may_be_near_but_not_an_answer() -> None:
-    near = POSITIVE.replace("一九九七", "一九九六")
+    near = POSITIVE.replace("入海", "入湖")
     assert sieve().fault(near, chosen=True) is None
     assert sieve().fault(POSITIVE, chosen=True) == "positive_or_query"
 
