@@ -128,7 +128,9 @@ class MineJob:
 
 def run(job: MineJob) -> dict[str, Any]:
     """Mine, and write the folder; returns what report.json holds."""
-    check_paths(job)
+    for place in (*job.pairs, *job.corpus):
+        settings.refuse_relative(**{"pairs or --corpus": place})
+    settings.refuse_relative(table=job.table, out=job.out)
     job = replace(job, storage=job.storage.resolved())
     check_vacant(job.out, job.storage)
     table, digest = open_table(job) if "vector" in job.asked else (None, "")
@@ -154,15 +156,6 @@ def run(job: MineJob) -> dict[str, Any]:
         store.pipe_file(f"{folder}/report.json", text.encode())
     show(report, job)
     return report
-
-
-def check_paths(job: MineJob) -> None:
-    """Refuse relative paths where the job was submitted to a cluster."""
-    for place in job.pairs:
-        settings.refuse_relative(pairs=place)
-    for place in job.corpus:
-        settings.refuse_relative(corpus=place)
-    settings.refuse_relative(table=job.table, out=job.out)
 
 
 def source_of(job: MineJob) -> ExampleSource:
@@ -262,7 +255,8 @@ def report_of(
         "settings": settings.shown(job),
         "filter": job.filters.version,
         "counts": dict(sorted(counts.items())),
-        "candidates": candidates and {"rows": candidates.rows, "passed_over": candidates.passed_over},
+        "candidates": candidates
+        and {"rows": candidates.rows, "passed_over": candidates.passed_over},
         "table": table and {"uri": table.uri, "version": table.version, "tag": LIVE},
         "encoder": table and table.encoder(),
         "versions": package_versions(),
@@ -272,9 +266,8 @@ def report_of(
 def show(report: dict[str, Any], job: MineJob) -> None:
     """Print what was taken, and what each filter took."""
     counts = report["counts"]
-    print(
-        f"{counts['pairs']:,} pairs, {counts.get('without_negatives', 0):,} of them without negatives"
-    )
+    without = counts.get("without_negatives", 0)
+    print(f"{counts['pairs']:,} pairs, {without:,} of them without negatives")
     for source in ("given", *job.asked):
         own = {
             name.partition(".")[2].replace("_", " "): count

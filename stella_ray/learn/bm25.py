@@ -135,7 +135,7 @@ class PartIndex:
         stored["data"] *= np.repeat(whole.idf / own.idf, np.diff(stored["indptr"]))
 
     def best(self, query: Sequence[int], depth: int) -> np.ndarray:
-        """The best documents for a query's token numbers that share a token with it, HIT [depth]."""
+        """The best documents that share a token with a query, HIT [depth]."""
         asked = [number for number in query if number != OTHER]
         if not asked:
             return ranking(np.empty(0, np.float32), self.places[:0], self.part, depth)

@@ -64,9 +64,7 @@ class EncodePairs:
         return pa.table({"row": block["row"], "vector": vectors, "positive_vector": own})
 
 
-def encoded(
-    pairs: Pairs, settings: EncoderSettings, digest: str, pool: Pool
-) -> Iterator[pa.Table]:
+def encoded(pairs: Pairs, settings: EncoderSettings, digest: str, pool: Pool) -> Iterator[pa.Table]:
     """All pairs in their order: row, vector, positive_vector; encoded while the caller works."""
     starts = range(0, pairs.store.rows, pool.window_rows)
     blocks = [ray.put(pairs.take(start, start + pool.window_rows)) for start in starts]

@@ -63,9 +63,7 @@ def exact(
     return np.take_along_axis(best_QK, order, 1), np.take_along_axis(rows_QK, order, 1)
 
 
-def by_index(
-    table: VectorTable, queries_QD: np.ndarray, k: int
-) -> tuple[np.ndarray, np.ndarray]:
+def by_index(table: VectorTable, queries_QD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The same by the vector index, as searches ask it; exact where the table has none."""
     rows = table.dataset.count_rows()
     best_QK = np.full((len(queries_QD), k), NO_ROW, np.float32)

@@ -197,13 +197,14 @@ def test_without_a_corpus_the_pairs_own_passages_serve(place: Desk, tmp_path: Pa
 def test_the_folder_may_be_on_s3_and_is_there_whole_or_not_at_all(
     s3: S3Place, s3_fs: Any, tmp_path: Path
 ) -> None:
-    for out, storage in ((f"{s3.uri}/mined/", s3.storage), (str(tmp_path / "mined"), s3.storage)):
-        with (
-            pytest.raises(RuntimeError, match="half-way"),
-            whole_folder(out, storage) as (store, folder),
-        ):
+    def half_way(out: str) -> None:
+        with whole_folder(out, s3.storage) as (store, folder):
             store.pipe_file(f"{folder}/part-0.parquet", b"1")
             raise RuntimeError("half-way")
+
+    for out in (f"{s3.uri}/mined/", str(tmp_path / "mined")):
+        with pytest.raises(RuntimeError, match="half-way"):
+            half_way(out)
         assert not s3_fs.find(s3.bucket)
         assert not list(tmp_path.iterdir())
     for out in (f"{s3.uri}/mined/", str(tmp_path / "mined")):

@@ -123,11 +123,15 @@ def test_statistics_of_parts_add_up() -> None:
 
 
 @given(
-    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 99)), max_size=20, unique_by=lambda x: x[1]),
+    st.lists(
+        st.tuples(st.integers(0, 3), st.integers(0, 99)), max_size=20, unique_by=lambda x: x[1]
+    ),
     st.integers(1, 8),
 )
 def test_a_ranking_is_by_score_and_then_by_place(rows: list[tuple[int, int]], depth: int) -> None:
-    scores, places = (np.array([row[i] for row in rows], kind) for i, kind in ((0, "f4"), (1, "i8")))
+    scores, places = (
+        np.array([row[i] for row in rows], kind) for i, kind in ((0, "f4"), (1, "i8"))
+    )
     found = ranking(scores, places, 0, depth)
     assert found.dtype == HIT
     wanted = sorted((-score, place) for score, place in rows)[:depth]
