@@ -67,7 +67,10 @@ class EncodePairs:
 def encoded(pairs: Pairs, settings: EncoderSettings, digest: str, pool: Pool) -> Iterator[pa.Table]:
     """All pairs in their order: row, vector, positive_vector; encoded while the caller works."""
     starts = range(0, pairs.store.rows, pool.window_rows)
-    blocks = [ray.put(pairs.take(start, start + pool.window_rows)) for start in starts]
+    names = ["row", "query", "passage"]
+    blocks = [
+        ray.put(pairs.take(start, start + pool.window_rows).select(names)) for start in starts
+    ]
     dataset = ray.data.from_arrow_refs(blocks)
     dataset.context.execution_options.preserve_order = True
     with warnings.catch_warnings():

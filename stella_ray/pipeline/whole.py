@@ -36,9 +36,9 @@ def whole_folder(
 ) -> Iterator[tuple[Any, str]]:
     """A filesystem and a folder on it to write into, which becomes `out` if all goes well.
 
-    It lies beside `out`, as .NAME.RANDOM, and goes whatever happens. A disk renames it; S3 has no
-    rename, so that its objects are copied there one by one, report.json last by its name: a process
-    that is killed within those seconds leaves some of them.
+    It lies beside `out`, as .NAME.RANDOM, which only a process that is killed leaves behind. A disk
+    renames it; S3 has no rename, so that its objects are copied there one by one, report.json last
+    by its name: killed within those seconds, it leaves some of them.
 
     Raises:
         SettingsError: `out` is taken.

@@ -73,6 +73,10 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, local_ra
     for name, some in (("a", slice(0, 70)), ("b", slice(70, None))):
         rows = {"id": ids[some], "text": texts[some]}
         pq.write_table(pa.table(rows), home / f"corpus/{name}.parquet")
+    (home / "damaged").mkdir()
+    whole = (home / "corpus/a.parquet").read_bytes()
+    (home / "damaged/a.parquet").write_bytes(whole)
+    (home / "damaged/b.parquet").write_bytes(whole[:-99])
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in pairs)
     (home / "pairs.jsonl").write_text(lines, encoding="utf-8")
     documents = [(doc_id, None, text) for doc_id, text in zip(ids, texts, strict=True)]
@@ -228,6 +232,7 @@ CASES: dict[str, tuple[dict[str, str], int, str]] = {
     "a broken line": ({"--pairs": "BAD"}, 3, r"bad.jsonl: row 1 \(from 0\): no line of JSON"),
     "no corpus": ({"--corpus": "/nope"}, 3, "/nope: no such file or folder"),
     "a corpus without ids": ({"--doc_id_column": "key"}, 3, "no column key"),
+    "a damaged shard": ({"--corpus": "DAMAGED"}, 3, "b.parquet: can't be read as parquet"),
     "a full folder": ({"--out": "HOME"}, 2, "is there and isn't empty"),
     "a file as folder": ({"--out": "BAD"}, 2, "is a file"),
     "an unknown method": ({"--methods": "bm25,tfidf"}, 2, "methods bm25,tfidf can't be"),
@@ -257,7 +262,10 @@ def test_a_mistake_is_one_line_with_its_exit_code_and_writes_nothing(
         "--out": str(tmp_path / "out"),
         "--encoder.path": str(place.encoder),
     }
-    names = {"BAD": bad, "HOME": place.corpus, "TABLE": place.table, "OTHER": other_encoder}
+    names = {
+        "BAD": bad, "HOME": place.corpus, "TABLE": place.table, "OTHER": other_encoder,
+        "DAMAGED": place.corpus.parent / "damaged",
+    }  # fmt: skip
     flags |= {flag: str(names.get(value, value)) for flag, value in change.items()}
     words = [word for pair in flags.items() for word in pair]
     if name == "no table":
