@@ -274,7 +274,7 @@ def show(report: dict[str, Any], job: MineJob) -> None:
             for name, count in counts.items()
             if name.startswith(f"{source}.")
         }
-        if own:
+        if any(own.values()):
             taken, hits = own.pop("taken", 0), own.pop("hits", None)
             of = "" if hits is None else f" of {hits:,} hits"
             filtered = ", ".join(f"{count:,} {name}" for name, count in own.items() if count)

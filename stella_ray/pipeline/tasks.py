@@ -29,7 +29,8 @@ def reduced(
         if task is not None:
             flying.append(task)
         while len(flying) > (1 if task is None else at_once):
-            two, flying = ray.wait(flying, num_returns=2)
+            # Merged where they lie, not on the driver's node.
+            two, flying = ray.wait(flying, num_returns=2, fetch_local=False)
             flying.append(join.remote(*two))
     return ray.get(flying[0])
 

@@ -23,7 +23,11 @@ from stella_ray.learn.examples import open_examples, text_key
 from stella_ray.learn.negatives import FilterSettings
 from stella_ray.learn.ngrams import containment, shingles
 from stella_ray.learn.sources import ExampleSource
+from stella_ray.pipeline.queries import vector_hits
 from stella_ray.pipeline.whole import whole_folder
+from stella_ray.table.nearest import exact
+from stella_ray.table.search import open_live
+from stella_ray.table.vectors import table_uri
 from tests.conftest import HAN, S3Place
 from tests.jobs.conftest import Desk
 from tests.jobs.test_search import fill
@@ -196,6 +200,18 @@ def test_without_a_corpus_the_pairs_own_passages_serve(place: Desk, tmp_path: Pa
     assert sum(len(row["negatives"]) for row in rows) > 0
     assert all(set(row["negatives"]) <= passages - {row["passage"]} for row in rows)
     assert all(told["source"] == "bm25" for row in rows for told in row["mined"])
+
+
+def test_the_index_and_reading_in_parts_find_the_same_in_a_small_table(place: Desk) -> None:
+    table = open_live(table_uri(str(place.table)))
+    queries = np.random.default_rng(0).standard_normal((300, 32)).astype(np.float32)
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    wanted, addresses = exact(table, queries, 9)
+    for rows_of_task in (None, 1, 10_000):
+        found = vector_hits(table, queries, 9, rows_of_task, 0.25)
+        assert found["score"] == pytest.approx(wanted, abs=1e-5)
+        assert (found["place"] == addresses).mean() > 0.98
+    assert (vector_hits(table, queries, 200, None, 0.25)["place"] < 0).sum(1).tolist() == [44] * 300
 
 
 def test_the_folder_may_be_on_s3_and_is_there_whole_or_not_at_all(
