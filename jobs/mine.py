@@ -85,7 +85,7 @@ class MineJob:
     queries_at_once: int = 32_768
     """Pairs of a window; the corpus is scored once for each. Hits take 3.4 kB a pair and method."""
     part_rows: int = 50_000
-    """Rows of a corpus, or of a table, that one task scores: some 400 MB of paragraphs; parts end
+    """Rows of a corpus, or of a table, that one task scores: some 500 MB of paragraphs; parts end
     earlier at 64 MB of text."""
     filters: FilterSettings = field(default_factory=FilterSettings)
     encoder: EncoderSettings = field(default_factory=EncoderSettings)

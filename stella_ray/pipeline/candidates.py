@@ -6,7 +6,7 @@ than all of it; the driver holds references. Each part is scored, and read again
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,10 +103,15 @@ def usable(blocks: Iterable[pa.Table]) -> pa.Table:
     return whole.filter(whole.column("text").is_valid())
 
 
-def texts_in_part(places: np.ndarray, *blocks: pa.Table) -> pa.Table:
-    """The rows at these places of a part, CANDIDATE."""
+def texts_in_part(places: Sequence[np.ndarray], *blocks: pa.Table) -> list[pa.Table] | pa.Table:
+    """The rows at each of these sets of places of a part, CANDIDATE; of one set, its table alone.
+
+    As many results as a Ray task of so many returns gives.
+    """
     rows = usable(blocks)
-    return rows.filter(pa.array(np.isin(rows.column("place").to_numpy(), places)))
+    there = rows.column("place").to_numpy()
+    tables = [rows.filter(pa.array(np.isin(there, own))) for own in places]
+    return tables if len(tables) > 1 else tables[0]
 
 
 def texts_in_table(

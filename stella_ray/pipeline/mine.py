@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ import pyarrow as pa
 import ray
 
 from stella_ray.encode.models import EncoderSettings
-from stella_ray.learn.mined import OUT, Answers, Pairs
+from stella_ray.learn.mined import CANDIDATE, OUT, Answers, Pairs
 from stella_ray.learn.negatives import (
     EXAMINED,
     Candidate,
@@ -64,14 +65,12 @@ class Listed:
         ranks: of each pair's candidates, from 1, int64.
         hits: the same candidates, HIT.
         positives: each pair's own passage's score, float32 [pairs].
-        blocks: how many tables hold their texts.
     """
 
     method: Method
     ranks: list[np.ndarray]
     hits: list[np.ndarray]
     positives: np.ndarray
-    blocks: int
 
 
 @dataclass(frozen=True)
@@ -129,20 +128,25 @@ class Mining:
         found: dict[Method, tuple[np.ndarray, np.ndarray]],
         counts: Counter[str],
     ) -> Iterator[pa.Table]:
+        """The window's rows with their negatives, ROWS_PER_PICK at a time."""
+        chunks = [slice(i, i + ROWS_PER_PICK) for i in range(0, len(rows), ROWS_PER_PICK)]
+        numbers = rows["row"].to_numpy()
+        lists: list[list[Listed]] = [[] for _ in chunks]
+        texts: list[list[list[Any]]] = [[] for _ in chunks]
+        for method in self.methods:
+            hits, positives = found[method]
+            for own, some in zip(lists, chunks, strict=True):
+                own.append(self._list(method, numbers[some], hits[some], positives[some], counts))
+            wanted = [_places(own[-1]) for own in lists]
+            for own_texts, blocks in zip(texts, self._texts(method, wanted), strict=True):
+                own_texts.append(blocks)
         pick = ray.remote(pick_rows).options(num_cpus=self.cpus)
 
         def tasks() -> Iterator[Any]:
-            for start in range(0, len(rows), ROWS_PER_PICK):
-                some, part = slice(start, start + ROWS_PER_PICK), rows.slice(start, ROWS_PER_PICK)
-                lists, texts = [], []
-                for method in self.methods:
-                    hits, positives = found[method]
-                    listed, blocks = self._list(
-                        method, part["row"].to_numpy(), hits[some], positives[some], counts
-                    )
-                    lists.append(listed)
-                    texts += blocks
-                yield pick.remote(self.rules, part, self.pairs.answers(part), lists, *texts)
+            for start, own in zip(range(0, len(rows), ROWS_PER_PICK), lists, strict=True):
+                part, blocks = rows.slice(start, ROWS_PER_PICK), texts.pop(0)
+                sizes, flat = [len(one) for one in blocks], itertools.chain.from_iterable(blocks)
+                yield pick.remote(self.rules, part, self.pairs.answers(part), own, sizes, *flat)
 
         for table, counted in in_order(tasks(), tasks_at_once(self.cpus)):
             counts.update(counted)
@@ -155,8 +159,8 @@ class Mining:
         hits: np.ndarray,
         positives: np.ndarray,
         counts: Counter[str],
-    ) -> tuple[Listed, list[Any]]:
-        """The candidates whose texts are worth reading, and tasks that read them."""
+    ) -> Listed:
+        """The candidates whose texts are worth reading."""
         rules, own = self.rules, Counter[str]()
         share = rules.filters.bm25_ceiling if method == "bm25" else rules.filters.ceiling
         ranks = [
@@ -172,27 +176,42 @@ class Mining:
         ]
         counts.update({f"{method}.{name}": count for name, count in own.items()})
         taken = [mine[rank - 1] for mine, rank in zip(hits, ranks, strict=True)]
-        wanted = np.unique(np.concatenate(taken)[["part", "place"]])
-        blocks = self._texts(method, wanted)
-        return Listed(method, ranks, taken, positives, len(blocks)), blocks
+        return Listed(method, ranks, taken, positives)
 
-    def _texts(self, method: Method, wanted: np.ndarray) -> list[Any]:
-        if not len(wanted):
-            return []
+    def _texts(self, method: Method, wanted: list[np.ndarray]) -> list[list[Any]]:
+        """Tasks that read texts, for each of these sets of hits; each part is read once for all."""
         if method == "vector" and self.table is not None:
             table = self.table
-            read = ray.remote(texts_in_table).options(num_cpus=self.cpus)
-            return [read.remote(table.uri, table.version, table.storage, wanted["place"])]
-        parts = self.candidates.parts if self.candidates is not None else []
-        read = ray.remote(texts_in_part).options(num_cpus=self.cpus)
-        return [
-            read.remote(wanted["place"][wanted["part"] == part], *parts[part])
-            for part in np.unique(wanted["part"]).tolist()
-        ]
+            take = ray.remote(texts_in_table).options(num_cpus=self.cpus)
+            return [
+                [take.remote(table.uri, table.version, table.storage, own["place"])]
+                if len(own)
+                else []
+                for own in wanted
+            ]
+        found: list[list[Any]] = [[] for _ in wanted]
+        read = ray.remote(texts_in_part).options(num_cpus=self.cpus, num_returns=len(wanted))
+        for part, blocks in enumerate(self.candidates.parts if self.candidates else []):
+            places = [own["place"][own["part"] == part] for own in wanted]
+            if any(map(len, places)):
+                tables = read.remote(places, *blocks)
+                for own, table in zip(found, [tables] if len(found) == 1 else tables, strict=True):
+                    own.append(table)
+        return found
+
+
+def _places(listed: Listed) -> np.ndarray:
+    """Part and place of all candidates, each once."""
+    return np.unique(np.concatenate(listed.hits)[["part", "place"]])
 
 
 def pick_rows(
-    rules: Rules, rows: pa.Table, answers: Answers, lists: Sequence[Listed], *texts: pa.Table
+    rules: Rules,
+    rows: pa.Table,
+    answers: Answers,
+    lists: Sequence[Listed],
+    sizes: Sequence[int],
+    *texts: pa.Table,
 ) -> tuple[pa.Table, Counter[str]]:
     """Choose the negatives of some pairs.
 
@@ -201,6 +220,7 @@ def pick_rows(
         rows: PAIR.
         answers: what is known to answer their queries.
         lists: each method's candidates.
+        sizes: how many of the tables of texts are each list's.
         texts: CANDIDATE; first those of the first list, and so on.
 
     Returns:
@@ -208,14 +228,8 @@ def pick_rows(
     """
     keep_ray_data_quiet()
     counts = Counter({"pairs": len(rows)})
-    known: list[dict[int, tuple[str, str]]] = []
-    at = 0
-    for one in lists:
-        known.append({})
-        for block in texts[at : at + one.blocks]:
-            places, ids, words = (block.column(name).to_pylist() for name in block.column_names)
-            known[-1].update(zip(places, zip(ids, words, strict=True), strict=True))
-        at += one.blocks
+    tables = iter(texts)
+    known = [_by_place(itertools.islice(tables, size)) for size in sizes]
     out: list[dict[str, Any]] = []
     for number, row in enumerate(rows.to_pylist()):
         query, positives = row["query"], answers.texts[number]
@@ -238,6 +252,13 @@ def pick_rows(
             }
         )
     return pa.Table.from_pylist(out, schema=OUT), counts
+
+
+def _by_place(tables: Iterable[pa.Table]) -> dict[int, tuple[str, str]]:
+    """Ids and texts, CANDIDATE, by place."""
+    rows = pa.concat_tables([CANDIDATE.empty_table(), *tables])
+    places, ids, texts = (rows.column(name).to_pylist() for name in CANDIDATE.names)
+    return dict(zip(places, zip(ids, texts, strict=True), strict=True))
 
 
 def _given(texts: Sequence[str], sieve: Sieve, counts: Counter[str]) -> list[str]:

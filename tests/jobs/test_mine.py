@@ -23,6 +23,7 @@ from stella_ray.learn.examples import open_examples, text_key
 from stella_ray.learn.negatives import FilterSettings
 from stella_ray.learn.ngrams import containment, shingles
 from stella_ray.learn.sources import ExampleSource
+from stella_ray.pipeline import mine as mining
 from stella_ray.pipeline.queries import vector_hits
 from stella_ray.pipeline.whole import whole_folder
 from stella_ray.table.nearest import exact
@@ -183,9 +184,10 @@ def test_what_is_planted_never_comes_out_and_training_reads_the_rest(
 
 
 def test_neither_parts_nor_windows_nor_another_run_change_what_bm25_finds(
-    place: Desk, tmp_path: Path
+    place: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(job(place, tmp_path / "one"))
+    monkeypatch.setattr(mining, "ROWS_PER_PICK", 3)
     run(job(place, tmp_path / "many", part_rows=1, queries_at_once=7))
     one, many = rows_of(tmp_path / "one"), rows_of(tmp_path / "many")
     check_planted(one, least=4)
@@ -212,6 +214,24 @@ def test_the_index_and_reading_in_parts_find_the_same_in_a_small_table(place: De
         assert found["score"] == pytest.approx(wanted, abs=1e-5)
         assert (found["place"] == addresses).mean() > 0.98
     assert (vector_hits(table, queries, 200, None, 0.25)["place"] < 0).sum(1).tolist() == [44] * 300
+
+
+def test_pairs_corpus_and_folder_may_be_on_s3(
+    place: Desk, s3: S3Place, s3_fs: Any, tmp_path: Path
+) -> None:
+    home = place.corpus.parent
+    s3_fs.put(str(home / "pairs.jsonl"), f"{s3.bucket}/pairs.jsonl")
+    s3_fs.put(str(place.corpus), f"{s3.bucket}/corpus", recursive=True)
+    run(job(place, tmp_path / "here"))
+    there = {"pairs": [f"{s3.uri}/pairs.jsonl"], "corpus": [f"{s3.uri}/corpus"]}
+    run(job(place, f"{s3.uri}/mined", storage=s3.storage, **there))
+    s3_fs.get(f"{s3.bucket}/mined", str(tmp_path / "there"), recursive=True)
+    assert rows_of(tmp_path / "there") == rows_of(tmp_path / "here")
+    assert sorted(path.name for path in (tmp_path / "there").iterdir()) == [
+        "part-00000.parquet", "report.json",
+    ]  # fmt: skip
+    with pytest.raises(SettingsError, match="is there and isn't empty"):
+        run(job(place, f"{s3.uri}/mined", storage=s3.storage, **there))
 
 
 def test_the_folder_may_be_on_s3_and_is_there_whole_or_not_at_all(
