@@ -256,7 +256,11 @@ def report_of(
         "filter": job.filters.version,
         "counts": dict(sorted(counts.items())),
         "candidates": candidates
-        and {"rows": candidates.rows, "passed_over": candidates.passed_over},
+        and {
+            "rows": candidates.rows,
+            "passed_over": candidates.passed_over,
+            "parts": len(candidates.parts),
+        },
         "table": table and {"uri": table.uri, "version": table.version, "tag": LIVE},
         "encoder": table and table.encoder(),
         "versions": package_versions(),

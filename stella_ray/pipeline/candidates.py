@@ -74,27 +74,39 @@ def candidate_block(block: pa.Table) -> pa.Table:
 
 
 def _grouped(blocks: list[Any], part_rows: int, pool: Pool) -> Candidates:
+    """Blocks together as long as they fit a part; one that is larger in pieces."""
     measure = ray.remote(_size).options(num_cpus=pool.task_cpus)
     sizes = ray.get([measure.remote(block) for block in blocks])
     parts: list[list[Any]] = []
+    alone: list[list[Any]] = []
     rows = text = 0
-    for block, (_, usable, size) in zip(blocks, sizes, strict=True):
-        if not usable:
-            continue
-        if not parts or rows + usable > part_rows or text + size > BYTES_PER_PART:
-            parts.append([])
-            rows = text = 0
-        parts[-1].append(block)
-        rows, text = rows + usable, text + size
-    there, usable = sum(size[0] for size in sizes), sum(size[1] for size in sizes)
-    if not usable:
+    for block, (_, own, size) in zip(blocks, sizes, strict=True):
+        pieces = max(-(-own // part_rows), -(-size // BYTES_PER_PART))
+        if own and pieces > 1:
+            cut = ray.remote(_cut).options(num_cpus=pool.task_cpus, num_returns=pieces)
+            alone += [[piece] for piece in cut.remote(block, pieces)]
+        elif own:
+            if not parts or rows + own > part_rows or text + size > BYTES_PER_PART:
+                parts.append([])
+                rows = text = 0
+            parts[-1].append(block)
+            rows, text = rows + own, text + size
+    there, sound = (sum(size[i] for size in sizes) for i in (0, 1))
+    if not sound:
         raise CorpusError(f"none of the corpus's {there:,} rows has an id and a text; check it")
-    return Candidates(parts, usable, there - usable)
+    return Candidates(parts + alone, sound, there - sound)
 
 
 def _size(block: pa.Table) -> tuple[int, int, int]:
     """Rows, usable rows, bytes."""
     return len(block), len(block) - block.column("text").null_count, block.nbytes
+
+
+def _cut(block: pa.Table, pieces: int) -> list[pa.Table]:
+    """The usable rows of a block in so many pieces."""
+    rows = usable([block])
+    step = -(-len(rows) // pieces)
+    return [rows.slice(i * step, step) for i in range(pieces)]
 
 
 def usable(blocks: Iterable[pa.Table]) -> pa.Table:

@@ -188,7 +188,8 @@ def test_neither_parts_nor_windows_nor_another_run_change_what_bm25_finds(
 ) -> None:
     run(job(place, tmp_path / "one"))
     monkeypatch.setattr(mining, "ROWS_PER_PICK", 3)
-    run(job(place, tmp_path / "many", part_rows=1, queries_at_once=7))
+    report = run(job(place, tmp_path / "many", part_rows=20, queries_at_once=7))
+    assert report["candidates"] == {"rows": 156, "passed_over": 0, "parts": 8}
     one, many = rows_of(tmp_path / "one"), rows_of(tmp_path / "many")
     check_planted(one, least=4)
     assert one == many
