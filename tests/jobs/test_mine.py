@@ -89,6 +89,12 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, local_ra
     return Desk(home / "corpus", table, tiny_encoder)
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the pairs are built, instead of the home's cache."""
+    monkeypatch.setenv("STELLA_RAY_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
 def job(place: Desk, out: Path | str, **more: Any) -> MineJob:
     own = {
         "pairs": [str(place.corpus.parent / "pairs.jsonl")],
