@@ -270,8 +270,7 @@ def report_of(
 def show(report: dict[str, Any], job: MineJob) -> None:
     """Print what was taken, and what each filter took."""
     counts = report["counts"]
-    without = counts.get("without_negatives", 0)
-    print(f"{counts['pairs']:,} pairs, {without:,} of them without negatives")
+    print("{pairs:,} pairs, {without_negatives:,} of them without negatives".format(**counts))
     for source in ("given", *job.asked):
         own = {
             name.partition(".")[2].replace("_", " "): count
