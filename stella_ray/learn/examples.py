@@ -110,6 +110,12 @@ class ExampleStore:
         place = np.minimum(np.arange(count.max(initial=1)), count[:, None] - 1)
         return np.asarray(passages[first[:, None] + place])
 
+    def positives_of(self, query_key: int) -> np.ndarray:
+        """All passages that a row of this store gives as an answer to a query: keys, sorted."""
+        queries, passages = self._known
+        first, last = (np.searchsorted(queries, query_key, side=side) for side in ("left", "right"))
+        return np.array(passages[first:last])
+
 
 def open_examples(
     source: ExampleSource,

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from stella_ray.table import vector_index
-from stella_ray.table.fragments import ROWS_PER_TAKE, lance_errors
+from stella_ray.table.fragments import lance_errors
+from stella_ray.table.nearest import exact, matrix
 from stella_ray.table.vectors import VectorTable
 
 RECALL_ROWS = 2_000_000
@@ -17,9 +17,6 @@ RECALL_ROWS = 2_000_000
 
 NOISE = 0.1
 """Length of what is added to a row's vector to make a query: itself, it would find itself."""
-
-READ_AHEAD = 64 << 20
-"""Bytes that a scan of vectors has in flight; Lance's own 2 GiB would be the peak."""
 
 
 def recall(table: VectorTable, queries: int = 100, k: int = 10, seed: int = 0) -> float | None:
@@ -50,7 +47,7 @@ def recall(table: VectorTable, queries: int = 100, k: int = 10, seed: int = 0) -
             with_row_address=True,
         )
         answers = scanner.to_table()
-        near, rows = _exact(dataset, drawn, asked, k)
+        near, rows = exact(table, asked, k, drawn)
     number = answers["query_index"].to_numpy()
     addresses, cosines = answers["_rowaddr"].to_numpy(), 1 - answers["_distance"].to_numpy()
     found = wanted = 0
@@ -71,43 +68,9 @@ def _queries(fragments: Sequence[Any], count: int, dice: np.random.Generator) ->
     for number in np.unique(np.searchsorted(ends, rows, "right")):
         start = ends[number] - sizes[number]
         inside = rows[(rows >= start) & (rows < ends[number])] - start
-        parts.append(_matrix(fragments[number].take(inside.tolist(), columns=["vector"])))
+        parts.append(matrix(fragments[number].take(inside.tolist(), columns=["vector"])))
     vectors = np.concatenate(parts)
     noise = dice.standard_normal(vectors.shape).astype(np.float32)
     vectors += NOISE * noise / np.linalg.norm(noise, axis=1, keepdims=True)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors
-
-
-def _exact(
-    dataset: Any, fragments: Sequence[Any], queries_QD: np.ndarray, k: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines and addresses of the k rows nearest to each query in these fragments, [queries, k].
-
-    Holds one batch of vectors and its scores; where there are fewer rows than k, cosines of -2.
-    """
-    best_QK = np.full((len(queries_QD), k), -2, np.float32)
-    rows_QK = np.zeros((len(queries_QD), k), np.uint64)
-    scan = dataset.scanner(
-        columns=["vector"], fragments=fragments, with_row_address=True,
-        batch_size=ROWS_PER_TAKE, batch_readahead=2, io_buffer_size=READ_AHEAD,
-    )  # fmt: skip
-    for batch in scan.to_batches():
-        vectors_ND = _matrix(batch)
-        scores_QN = queries_QD @ vectors_ND.T / np.linalg.norm(vectors_ND, axis=1)
-        here_QN = np.broadcast_to(batch.column("_rowaddr").to_numpy(), scores_QN.shape)
-        scores = np.concatenate([best_QK, scores_QN], axis=1)
-        rows = np.concatenate([rows_QK, here_QN], axis=1)
-        top = np.argpartition(-scores, k - 1, axis=1)[:, :k]
-        best_QK = np.take_along_axis(scores, top, axis=1)
-        rows_QK = np.take_along_axis(rows, top, axis=1)
-    return best_QK, rows_QK
-
-
-def _matrix(block: pa.Table | pa.RecordBatch) -> np.ndarray:
-    """The column `vector`, float32 [rows, dim]."""
-    column = block.column("vector")
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-    numbers: np.ndarray = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-    return numbers.reshape(len(block), -1)

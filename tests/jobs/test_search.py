@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,24 +45,29 @@ TEXTS = [text for _, _, text in DOCUMENTS]
 
 
 def fill(
-    place: Path, encoder: EncoderSettings, *, remembered: dict[str, Any] | None = None
+    place: Path,
+    encoder: EncoderSettings,
+    *,
+    remembered: dict[str, Any] | None = None,
+    documents: Sequence[tuple[str, str | None, str]] = DOCUMENTS,
 ) -> Path:
-    """Publish a table of DOCUMENTS with real vectors, as jobs/embed.py would."""
+    """Publish a table of these documents with real vectors, as jobs/embed.py would."""
+    ids, titles, texts = (list(column) for column in zip(*documents, strict=True))
     opened = Encoder(encoder)
     metadata = {**opened.spec.fingerprint, "open": how_to_open(encoder), **(remembered or {})}
     title = [pa.field("title", pa.string()), pa.field("year", pa.int32())]
     schema = table_schema(title, True, opened.dim, pa.float32())
     table = VectorTable.create(table_uri(str(place)), schema, metadata)
-    flat = pa.array(opened.embed(TEXTS, prefix=encoder.prefix).reshape(-1))
+    flat = pa.array(opened.embed(texts, prefix=encoder.prefix).reshape(-1))
     columns: dict[str, Any] = {
-        "doc_id": IDS,
-        "title": [title for _, title, _ in DOCUMENTS],
-        "year": [2000 + i for i in range(len(IDS))],
-        "text": TEXTS,
+        "doc_id": ids,
+        "title": titles,
+        "year": [2000 + i for i in range(len(ids))],
+        "text": texts,
         "vector": pa.FixedSizeListArray.from_arrays(flat, opened.dim),
-        "n_tokens": [len(text) + 2 for text in TEXTS],
-        "truncated": [False] * len(IDS),
-        "run_id": ["run"] * len(IDS),
+        "n_tokens": [len(text) + 2 for text in texts],
+        "truncated": [False] * len(ids),
+        "run_id": ["run"] * len(ids),
     }
     source = pa.table({name: columns[name] for name in ("doc_id", "title", "text")})
     columns["row_key"] = row_keys(source, ["title"], opened.spec.fingerprint["digest"])
