@@ -30,5 +30,8 @@ def test_width_case_and_spaces_make_no_difference() -> None:
 
 def test_a_text_is_contained_in_a_longer_one() -> None:
     short = "黄河断流最严重的一年是一九九七年"
-    assert containment(shingles(short), shingles("据记载，" + short + "，河口二百二十六天无水入海。")) == 1
+    assert (
+        containment(shingles(short), shingles("据记载，" + short + "，河口二百二十六天无水入海。"))
+        == 1
+    )
     assert containment(shingles(short), shingles("本合同自双方签字之日起生效，有效期三年。")) == 0
