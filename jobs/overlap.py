@@ -20,7 +20,7 @@ from stella_ray import settings
 from stella_ray.errors import SettingsError
 from stella_ray.learn.evaluation_texts import EvaluationText, evaluation_files, evaluation_texts
 from stella_ray.learn.ngrams import CHARACTERS
-from stella_ray.learn.overlap import KINDS, IndexBuilder
+from stella_ray.learn.overlap import KINDS, NEAR_FROM, IndexBuilder
 from stella_ray.learn.reading import find_files
 from stella_ray.learn.sources import ExampleSource
 from stella_ray.pipeline.cluster import PoolSettings, cluster, configure_data, size_pool
@@ -52,9 +52,9 @@ class OverlapJob:
     threshold: float = 0.8
     """Share of the shorter text's strings of five characters that stand in the other too, from
     which they count as near."""
-    near_from: int = CHARACTERS
+    near_from: int = NEAR_FROM
     """Characters (spaces left out) from which texts are compared for nearness; shorter ones are
-    only looked for word for word. Raise it where short texts stand in long ones by chance."""
+    only looked for word for word: names and dates stand in long texts by chance. 5 at least."""
     max_characters: int = 50_000_000
     """Characters of all evaluation texts at most; 50 million take 2 GB while they are indexed."""
     examples: int = 3
@@ -107,8 +107,10 @@ class OverlapJob:
 def run(job: OverlapJob) -> dict[str, Any]:
     """Index the evaluation texts, compare the training files, write what was found."""
     settings.refuse_relative(out=job.out)
-    for place in (*job.train, *job.against):
-        settings.refuse_relative(train=place)
+    for train in job.train:
+        settings.refuse_relative(train=train)
+    for against in job.against:
+        settings.refuse_relative(against=against)
     with whole_folder(job.out) as made:
         files = find_files(job.source, job.storage)
         builder, places, sets = read_sets(job)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from stella_ray.errors import SettingsError
-from stella_ray.learn.ngrams import CHARACTERS, plain, shingles
+from stella_ray.learn.ngrams import plain, shingles
 from stella_ray.learn.reading import Example
 
 KINDS = (
@@ -26,6 +26,12 @@ KINDS = (
 )
 """How a row touches an evaluation set. A side that is equal isn't counted as near; pair_equal: both
 sides equal texts of the set; pair_near: both touch it, and not both are equal."""
+
+
+NEAR_FROM = 10
+"""Characters from which texts are compared for nearness by default. From 5 on, 118 of 7,644 medical
+questions touched CMRC, DRCD and CAIL, by names and dates that are answers there (2007年8月); from
+10 on none did."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,7 @@ class IndexBuilder:
     """Takes evaluation texts one by one; a text that a set has already is passed over."""
 
     most_characters: int
-    near_from: int = CHARACTERS
+    near_from: int = NEAR_FROM
     characters: int = 0
     _keys: list[int] = field(default_factory=list)
     _sets: list[int] = field(default_factory=list)
