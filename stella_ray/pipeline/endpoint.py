@@ -68,6 +68,14 @@ class ClientSettings:
             if not getattr(self, name) > 0:
                 raise SettingsError(f"client.{name} {getattr(self, name)} must be above 0")
 
+    def longest_window(self, rows: int) -> float:
+        """Seconds that so many requests can take, each of them tried as often as may be."""
+        return (
+            -(-rows // self.concurrency)
+            * self.tries
+            * (self.timeout_seconds + self.longest_wait_seconds)
+        )
+
 
 @dataclass(frozen=True)
 class Answer:

@@ -208,10 +208,14 @@ class Synthesis:
         windows = as_windows(requests, self.window)
         askers = max(1, min(len(windows), -(-own.concurrency // PER_ASKER)))
         each = replace(own, concurrency=max(1, own.concurrency // askers))
+        # A window that is waited for is no standstill: it ends by its own time-outs.
+        patience = self.pool.no_progress_seconds + math.ceil(each.longest_window(self.window))
+        dataset = ray.data.from_arrow(windows)
+        dataset.context.execution_no_progress_timeout_s = patience
         with warnings.catch_warnings():
             # As for embedding: the bound on retries has no other way in.
             warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
-            found = ray.data.from_arrow(windows).map_batches(
+            found = dataset.map_batches(
                 Ask,
                 fn_constructor_args=(self.url, self.ask, each),
                 compute=ActorPoolStrategy(size=askers),
