@@ -56,7 +56,8 @@ class OverlapJob:
     """Characters (spaces left out) from which texts are compared for nearness; shorter ones are
     only looked for word for word: names and dates stand in long texts by chance. 5 at least."""
     max_characters: int = 50_000_000
-    """Characters of all evaluation texts at most; 50 million take 2 GB while they are indexed."""
+    """Characters of all evaluation texts at most; 50 million take 3 GB while they are indexed,
+    and 1 GB in each node's object store after that."""
     examples: int = 3
     """Examples in the report for each file, evaluation set and kind."""
     kind: Literal["pairs", "scored", "nli"] = "pairs"
