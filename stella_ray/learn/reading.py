@@ -14,7 +14,7 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -50,8 +50,28 @@ def find_files(source: ExampleSource, storage: StorageSettings = StorageSettings
     Raises:
         CorpusError: one isn't there, or of no format that is read here.
     """
+    return list_files(source.files, f"the files of source {source.name!r}", storage)
+
+
+def list_files(
+    items: Sequence[str],
+    where: str,
+    storage: StorageSettings = StorageSettings(),
+    ends: Sequence[str] = ENDS,
+) -> list[str]:
+    """Files, folders and globs as files of formats that are read here, in order.
+
+    Args:
+        items: a folder's files of other formats are passed over.
+        where: what to check where one isn't there.
+        storage: where S3 is.
+        ends: of the names of files, compression left out.
+
+    Raises:
+        CorpusError: one isn't there, or of no format that is read here.
+    """
     found: list[str] = []
-    for item in source.files:
+    for item in items:
         uri = absolute(item)
         store, path = filesystem(uri, storage)
         scheme = uri.partition("://")[0] + "://" if "://" in uri else ""
@@ -61,23 +81,23 @@ def find_files(source: ExampleSource, storage: StorageSettings = StorageSettings
             elif store.isfile(path):
                 names = [str(path)]
             else:  # a folder's, or none
-                names = sorted(str(name) for name in store.find(path) if _form(str(name)))
+                names = sorted(str(name) for name in store.find(path) if file_form(str(name), ends))
         if not names:
-            raise CorpusError(f"{item}: no such file; check the files of source {source.name!r}")
+            raise CorpusError(f"{item}: no such file; check {where}")
         found += [scheme + name for name in names]
     for path in found:
-        if _form(path) is None:
+        if file_form(path, ends) is None:
             raise CorpusError(
-                f"{path}: not a format that is read here; expected {', '.join(ENDS)}, each but"
+                f"{path}: not a format that is read here; expected {', '.join(ends)}, each but"
                 f" parquet also with {' or '.join(COMPRESSED)}"
             )
     return found
 
 
-def _form(path: str) -> str | None:
+def file_form(path: str, ends: Sequence[str] = ENDS) -> str | None:
     """The end of a file's name that says its format; None if it isn't read here."""
     stem = path.rpartition(".")[0] if path.endswith(COMPRESSED) else path
-    end = next((end for end in ENDS if stem.endswith(end)), None)
+    end = next((end for end in ends if stem.endswith(end)), None)
     return None if end == ".parquet" and stem != path else end
 
 
@@ -91,8 +111,8 @@ def read_examples(
             number in jsonl, a row's behind the header in csv.
     """
     count = 0
-    with _opened(path, storage) as file:
-        form = _form(path)
+    with opened(path, storage) as file:
+        form = file_form(path)
         if form == ".parquet":
             rows = _parquet(path, file, source)
         elif form == ".csv":
@@ -110,7 +130,7 @@ def read_examples(
 
 
 @contextlib.contextmanager
-def _opened(path: str, storage: StorageSettings) -> Iterator[IO[bytes]]:
+def opened(path: str, storage: StorageSettings) -> Iterator[IO[bytes]]:
     """A file's bytes, decompressed; whatever goes wrong below names it."""
     store, inner = filesystem(path, storage)
     try:
