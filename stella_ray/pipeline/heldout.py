@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,29 +56,70 @@ def evaluate_sets(
         CorpusError: a file can't be read.
     """
     spec = find_encoder(encoder)
+    held = [_read(one, storage) for one in sets]
+    texts: list[str] = []  # of all sets, so that the encoder is loaded once
+    for one in held:
+        prefixes = (spec.query_prefix, spec.passage_prefix) if one.pairs else ("", "")
+        texts += [prefixes[0] + text for text in one.firsts]
+        texts += [prefixes[1] + text for text in one.seconds]
+    vectors = embed_texts(texts, encoder, spec.fingerprint["digest"], pool, opened)
     out: dict[str, float] = {}
-    for one in sets:
-        files = find_files(one, storage)
-        rows = [row for path in files for row in read_examples(path, one, storage)]
-        pairs = one.kind == "pairs"
-        firsts, seconds = _texts(rows)
-        if len(firsts) + len(seconds) > MOST_TEXTS:
-            raise SettingsError(
-                f"held-out set {one.name!r} has {len(firsts) + len(seconds):,} texts; expected"
-                f" {MOST_TEXTS:,} at most, so give fewer of its rows"
-            )
-        prefixes = (spec.query_prefix, spec.passage_prefix) if pairs else ("", "")
-        texts = [prefixes[0] + text for text in firsts] + [prefixes[1] + text for text in seconds]
-        vectors = embed_texts(texts, encoder, spec.fingerprint["digest"], pool, opened)
-        first_vectors, second_vectors = vectors[: len(firsts)], vectors[len(firsts) :]
-        if pairs:
-            found = recalls(first_vectors, second_vectors, _relevant(rows, firsts, seconds))
+    for one in held:
+        own, vectors = np.split(vectors, [len(one.firsts) + len(one.seconds)])
+        first_vectors, second_vectors = np.split(own, [len(one.firsts)])
+        if one.pairs:
+            found = recalls(first_vectors, second_vectors, one.relevant())
             out |= {f"{one.name}/recall@{k}": value for k, value in found.items()}
         else:
-            at_first, at_second = _places(rows, firsts, seconds)
+            at_first, at_second = one.places()
             cosines = (first_vectors[at_first] * second_vectors[at_second]).sum(1)
-            out[f"{one.name}/spearman"] = spearman(cosines, np.array([r.label for r in rows]))
+            labels = np.array([row.label for row in one.rows])
+            out[f"{one.name}/spearman"] = spearman(cosines, labels)
     return out
+
+
+@dataclass(frozen=True)
+class _HeldOut:
+    """A set's rows, and their distinct first and second texts, hard negatives among the second."""
+
+    name: str
+    pairs: bool
+    rows: list[Example]
+    firsts: list[str]
+    seconds: list[str]
+
+    def places(self) -> tuple[list[int], list[int]]:
+        """Where each row's texts stand among the distinct ones."""
+        at_first = {text: i for i, text in enumerate(self.firsts)}
+        at_second = {text: i for i, text in enumerate(self.seconds)}
+        return (
+            [at_first[row.query] for row in self.rows],
+            [at_second[row.passage] for row in self.rows],
+        )
+
+    def relevant(self) -> list[set[int]]:
+        """Each query's passages, those that are equal but for width and spaces included."""
+        keys = text_keys(self.seconds).tolist()
+        of_key: dict[int, set[int]] = {}
+        for i, key in enumerate(keys):
+            of_key.setdefault(key, set()).add(i)
+        out: list[set[int]] = [set() for _ in self.firsts]
+        for query, passage in zip(*self.places(), strict=True):
+            out[query] |= of_key[keys[passage]]
+        return out
+
+
+def _read(one: ExampleSource, storage: StorageSettings) -> _HeldOut:
+    files = find_files(one, storage)
+    rows = [row for path in files for row in read_examples(path, one, storage)]
+    firsts = dict.fromkeys(row.query for row in rows)
+    seconds = dict.fromkeys(text for row in rows for text in (row.passage, *row.negatives))
+    if len(firsts) + len(seconds) > MOST_TEXTS:
+        raise SettingsError(
+            f"held-out set {one.name!r} has {len(firsts) + len(seconds):,} texts; expected"
+            f" {MOST_TEXTS:,} at most, so give fewer of its rows"
+        )
+    return _HeldOut(one.name, one.kind == "pairs", rows, list(firsts), list(seconds))
 
 
 def recalls(
@@ -112,30 +154,3 @@ def _ranks(numbers: np.ndarray) -> np.ndarray:
     ends = (pc.rank(pa.array(numbers), tiebreaker=which) for which in ("min", "max"))
     first, last = (end.to_numpy() for end in ends)
     return np.asarray((first + last) / 2)
-
-
-def _texts(rows: Sequence[Example]) -> tuple[list[str], list[str]]:
-    """The distinct first and second texts, hard negatives among the second."""
-    firsts = dict.fromkeys(row.query for row in rows)
-    seconds = dict.fromkeys(text for row in rows for text in (row.passage, *row.negatives))
-    return list(firsts), list(seconds)
-
-
-def _places(
-    rows: Sequence[Example], firsts: list[str], seconds: list[str]
-) -> tuple[list[int], list[int]]:
-    at_first = {text: i for i, text in enumerate(firsts)}
-    at_second = {text: i for i, text in enumerate(seconds)}
-    return [at_first[row.query] for row in rows], [at_second[row.passage] for row in rows]
-
-
-def _relevant(rows: Sequence[Example], firsts: list[str], seconds: list[str]) -> list[set[int]]:
-    """Each query's passages, those that are equal but for width and spaces included."""
-    of_key: dict[int, set[int]] = {}
-    for i, key in enumerate(text_keys(seconds).tolist()):
-        of_key.setdefault(key, set()).add(i)
-    out: list[set[int]] = [set() for _ in firsts]
-    for query, passage in zip(*_places(rows, firsts, seconds), strict=True):
-        out[query].add(passage)
-    keys = text_keys(seconds).tolist()
-    return [set().union(*(of_key[keys[i]] for i in numbers)) for numbers in out]

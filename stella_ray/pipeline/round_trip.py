@@ -2,46 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
-import pyarrow as pa
-import ray.data
-from ray.data import ActorPoolStrategy
 
 from stella_ray.encode.models import EncoderSettings, EncoderSpec
 from stella_ray.learn.synthetic import ranks
-from stella_ray.pipeline.cluster import Pool, keep_ray_data_quiet
-from stella_ray.pipeline.encode import load
-
-PREFIXES = ("query", "passage")
-
-ROWS_PER_BLOCK = 256
-"""Texts that an encoder gets at a time."""
-
-
-class EmbedTexts:
-    """An actor that holds the encoder: numbered texts in, their vectors out."""
-
-    def __init__(self, settings: EncoderSettings, digest: str, threads: int) -> None:
-        keep_ray_data_quiet()
-        import torch
-
-        torch.set_num_threads(threads)
-        self.encoder = load(settings, digest)
-
-    def __call__(self, block: pa.Table) -> pa.Table:
-        """Embed a block of number, prefix and text; gives number and vector."""
-        numbers = block.column("number").to_numpy()
-        prefixes = np.asarray(block.column("prefix").to_pylist(), object)
-        texts = np.asarray(block.column("text").to_pylist(), object)
-        vectors = np.empty((len(block), self.encoder.dim), np.float32)
-        for prefix in PREFIXES:
-            rows = prefixes == prefix
-            vectors[rows] = self.encoder.embed(texts[rows].tolist(), prefix)
-        flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), self.encoder.dim)
-        return pa.table({"number": numbers, "vector": flat})
+from stella_ray.pipeline.cluster import Pool
+from stella_ray.pipeline.texts import embed_texts
 
 
 class RoundTrip:
@@ -87,33 +55,7 @@ class RoundTrip:
     def _embed(self, keys: list[tuple[str, str]]) -> None:
         if not keys:
             return
-        blocks = []
-        for start in range(0, len(keys), ROWS_PER_BLOCK):
-            prefixes, texts = zip(*keys[start : start + ROWS_PER_BLOCK], strict=True)
-            numbers = range(start, start + len(texts))
-            blocks.append(
-                pa.table({"number": list(numbers), "prefix": list(prefixes), "text": list(texts)})
-            )
-        with warnings.catch_warnings():
-            # As for embedding: the bound on retries has no other way in.
-            warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
-            found = ray.data.from_arrow(blocks).map_batches(
-                EmbedTexts,
-                fn_constructor_args=(
-                    self.settings,
-                    self.spec.fingerprint["digest"],
-                    self.pool.threads,
-                ),
-                compute=ActorPoolStrategy(size=min(self.pool.encoders, len(blocks))),
-                batch_size=None,
-                batch_format="pyarrow",
-                num_cpus=self.pool.cpus_per_encoder,
-                num_gpus=self.pool.gpus_per_encoder or None,
-                max_task_retries=self.pool.window_retries,
-            )
-        for block in found.iter_batches(
-            batch_size=None, batch_format="pyarrow", prefetch_batches=0
-        ):
-            vectors = np.stack(block.column("vector").to_numpy())
-            for number, vector in zip(block.column("number").to_pylist(), vectors, strict=True):
-                self._vectors[keys[number]] = vector
+        texts = [self.spec.prefix_text(prefix) + text for prefix, text in keys]
+        digest = self.spec.fingerprint["digest"]
+        vectors = embed_texts(texts, self.settings, digest, self.pool)
+        self._vectors |= dict(zip(keys, vectors, strict=True))

@@ -1,4 +1,4 @@
-"""A list of texts to their vectors through the embedding actors: what evaluation asks for.
+"""Lists of texts to vectors by the embedding actors: what evaluation and round trips ask for.
 
 The corpus's way (pipeline/embed.py) is for rows that nobody could hold in memory; here the caller
 holds them all.
@@ -23,7 +23,7 @@ from stella_ray.pipeline.encode import EncodeBlocks
 if TYPE_CHECKING:
     from stella_ray.encode.encoder import Encoder
 
-ROWS_PER_BLOCK = 2_048
+ROWS_PER_BLOCK = 1_024
 
 
 class EncodeTexts(EncodeBlocks):
@@ -68,12 +68,13 @@ def embed_texts(
         Unit vectors in the order of `texts`, float32 [texts, dim].
     """
     configure_data(pool, ray.data.DataContext.get_current())
+    blocks = list(_blocks(texts))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
-        embedded = ray.data.from_arrow(list(_blocks(texts))).map_batches(
+        embedded = ray.data.from_arrow(blocks).map_batches(
             EncodeTexts,
             fn_constructor_args=(settings, digest, pool.threads, True, opened),
-            compute=ActorPoolStrategy(size=pool.encoders),
+            compute=ActorPoolStrategy(size=min(pool.encoders, len(blocks))),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=pool.cpus_per_encoder,
