@@ -46,6 +46,9 @@ class TrainJob:
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     anchor: AnchorSettings = field(default_factory=AnchorSettings)
     compute: ComputeSettings = field(default_factory=ComputeSettings)
+    guide: str | None = None
+    """An encoder that tells false negatives, for sources with a guide_margin: it encodes each such
+    step's texts as they are, this encoder's prefixes included."""
     dropout: float | None = None
     """Share dropped behind each layer. Default: as the model's config says."""
     seed: int = 0
@@ -101,6 +104,7 @@ def run(job: TrainJob) -> Trained:
         evaluation=job.evaluation,
         storage=job.storage,
         tensorboard=job.tensorboard,
+        guide=EncoderSettings(path=job.guide) if job.guide else None,
     )
     with cluster():
         trained = train(plan, job.train, job.pool, run_folder, job.keep_checkpoints, print)
@@ -126,7 +130,15 @@ def check_run(run_folder: str, job: TrainJob) -> None:
 
 
 def anchor_of(spec: EncoderSpec, anchor: AnchorSettings) -> AnchorSettings:
-    """The anchor with the positions free that an extension made, unless it says from where."""
+    """The anchor with the positions free that an extension made, unless it says from where.
+
+    Raises:
+        ModelError: its Fisher information isn't of this base model.
+    """
+    if anchor.fisher is not None:
+        from stella_ray.learn.fisher import check_fisher
+
+        check_fisher(Path(anchor.fisher), spec.fingerprint["weights"])
     extension = read_json(Path(spec.folder) / "extension.json")
     if anchor.free_positions_from is not None or not extension:
         return anchor

@@ -20,6 +20,7 @@ from stella_ray.errors import ModelError, SettingsError
 from stella_ray.learn.contrastive import INFO_NCE_SCALE, products
 from stella_ray.learn.folders import read_tensors, write_tensors
 from stella_ray.learn.recipe import Normalise
+from stella_ray.learn.shuffle import key_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,7 @@ def diagonal_fisher(
     vectors: Callable[[list[str]], Tensor],
     pools: Iterable[tuple[list[str], list[str]]],
     notes: FisherNotes,
+    first: int = 0,
 ) -> tuple[dict[str, Tensor], FisherNotes]:
     """The mean over rows of the squared gradient of each row's own log-probability.
 
@@ -63,6 +65,8 @@ def diagonal_fisher(
         vectors: texts, with their prefixes, to unit vectors [P, D] through `model`.
         pools: queries and their passages, `notes.pool` of each; all are each query's candidates.
         notes: how; `rows` is filled in.
+        first: the number of the first of these pools, where they are a part of all: what is drawn
+            for a pool depends on its number, not on who draws.
 
     Returns:
         By the parameters' names, float32 tensors of their shapes; and the notes.
@@ -73,9 +77,8 @@ def diagonal_fisher(
     assert not model.training, "dropout would be measured too; this is a bug"
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     total = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
-    random = torch.Generator().manual_seed(notes.seed)
     rows = 0
-    for queries, passages in pools:
+    for number, (queries, passages) in enumerate(pools, first):
         if not len(queries) == len(passages) == notes.pool:
             raise SettingsError(
                 f"a pool of {len(queries)} queries and {len(passages)} passages; expected"
@@ -84,6 +87,7 @@ def diagonal_fisher(
         logits_PP = notes.scale * products(vectors(queries), vectors(passages))
         chosen_P = torch.arange(notes.pool)
         if notes.kind == "true":
+            random = torch.Generator().manual_seed(key_of(notes.seed, number) >> 1)
             odds_PP = logits_PP.detach().softmax(1).cpu()
             chosen_P = torch.multinomial(odds_PP, 1, generator=random)[:, 0]
         log_odds_PP = logits_PP.log_softmax(1)
@@ -137,6 +141,22 @@ def load_fisher(
                 " it again on this model (extend positions first)"
             )
     return fisher, FisherNotes(**json.loads(metadata["fisher"]))
+
+
+def check_fisher(path: Path, weights: str) -> None:
+    """Check that a file is the Fisher information of the model with these weights.
+
+    Raises:
+        ModelError: it isn't; or no such file.
+    """
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file; expected what jobs/fisher.py wrote for this model")
+    told = json.loads(read_tensors(path)[1].get("fisher", "{}"))
+    if told.get("weights") != weights:
+        raise ModelError(
+            f"{path}: of a model with weights {told.get('weights')}, not {weights}; measure it on"
+            " this base model (jobs/fisher.py)"
+        )
 
 
 def scaled(

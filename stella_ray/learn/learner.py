@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stella_ray.encode.encoder import Encoder
 from stella_ray.encode.tokens import Ragged
-from stella_ray.errors import StellaError
+from stella_ray.errors import SettingsError, StellaError
 from stella_ray.learn.contrastive import ordered_pairs
 from stella_ray.learn.ewc import Anchor
 from stella_ray.learn.gradcache import batches_kept, cached_backward
@@ -72,6 +73,7 @@ class _Prepared:
 
     batch: Batch
     owner_N: np.ndarray
+    texts: list[str]
     rows: Ragged
     row_keys: np.ndarray
 
@@ -87,6 +89,7 @@ class Learner:
         workers: the processes of the run.
         seed: of dropout.
         long_tokens: for `StepReport.long_texts`.
+        guide: tells false negatives, for sources with a guide_margin.
     """
 
     def __init__(
@@ -98,7 +101,15 @@ class Learner:
         workers: Workers = Workers(),
         seed: int = 0,
         long_tokens: int = 512,
+        guide: Encoder | None = None,
     ) -> None:
+        for stream in mixture.streams:
+            if stream.source.guide_margin is not None and guide is None:
+                raise SettingsError(
+                    f"source {stream.source.name!r} has a guide_margin, and there is no guide;"
+                    " name an encoder (--guide) or leave the margin out"
+                )
+        self.guide = guide
         self.trainee, self.mixture, self.settings = trainee, mixture, optimizer
         self.anchor, self.workers, self.seed = anchor, workers, seed
         self.long_tokens = long_tokens
@@ -137,7 +148,7 @@ class Learner:
         def loss_of(mine_MD: Tensor) -> Tensor:
             all_ND = self.workers.gather(mine_MD, part.owner_N)
             count = len(batch.queries)
-            return batch_loss(batch, all_ND[:count], all_ND[count:])
+            return batch_loss(batch, all_ND[:count], all_ND[count:], self._guided(part))
 
         loss = cached_backward(
             lambda batch_rows: trainee.vectors(rows, batch_rows, part.row_keys),
@@ -187,10 +198,19 @@ class Learner:
             long_texts=long,
         )
 
+    def _guided(self, part: _Prepared) -> tuple[Tensor, Tensor] | None:
+        """Queries' and passages' vectors by the guide, where the source asks for it."""
+        if self.guide is None or part.batch.source.guide_margin is None:
+            return None
+        mine = torch.from_numpy(self.guide.embed(part.texts, prefix="none"))
+        all_ND = self.workers.gather(mine.to(self.trainee.device), part.owner_N)
+        return all_ND[: len(part.batch.queries)], all_ND[len(part.batch.queries) :]
+
     def digest(self) -> str:
         """What a resumed run must share with the run it goes on from."""
         parts = [dataclasses.asdict(self.settings), self.mixture.digest(), self.seed]
         parts += [self.trainee.spec.fingerprint["weights"], self.anchor.digest]
+        parts += [self.guide and self.guide.spec.fingerprint["digest"]]
         return f"{key_of(json.dumps(parts, sort_keys=True)):016x}"
 
     def means(self) -> dict[str, Tensor]:
@@ -223,5 +243,6 @@ class Learner:
         texts = batch.queries + batch.passages
         owner_N = deal([len(text) for text in texts], self.workers.count)
         mine = np.flatnonzero(owner_N == self.workers.rank)
-        rows = self.trainee.tokenizer([texts[i] for i in mine])
-        return _Prepared(batch, owner_N, rows, hashes(mine, key_of(self.seed, "dropout", number)))
+        own = [texts[i] for i in mine]
+        row_keys = hashes(mine, key_of(self.seed, "dropout", number))
+        return _Prepared(batch, owner_N, own, self.trainee.tokenizer(own), row_keys)

@@ -24,7 +24,9 @@ from stella_ray.learn.contrastive import (
     cosent,
     cosines,
     info_nce,
+    products,
     same_texts,
+    too_similar,
 )
 from stella_ray.learn.examples import ExampleStore, text_keys
 from stella_ray.learn.shuffle import hashes, key_of, permuted, shares
@@ -231,8 +233,13 @@ class Mixture:
         return key_of(self.seed, "round", round_)
 
 
-def batch_loss(batch: Batch, queries_BD: Tensor, passages_ND: Tensor) -> Tensor:
-    """The loss of a batch that one worker has alone, by its source's loss, scale and factor.
+def batch_loss(
+    batch: Batch,
+    queries_BD: Tensor,
+    passages_ND: Tensor,
+    guide: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """The loss of a whole step's batch, by its source's loss, scale and factor.
 
     Legend: B rows, N passages, D numbers of a vector.
 
@@ -240,6 +247,7 @@ def batch_loss(batch: Batch, queries_BD: Tensor, passages_ND: Tensor) -> Tensor:
         batch: the rows.
         queries_BD: unit vectors of its queries.
         passages_ND: unit vectors of its passages.
+        guide: both by an encoder that is trusted to know false negatives.
 
     Returns:
         One number, float32 or float64.
@@ -255,6 +263,8 @@ def batch_loss(batch: Batch, queries_BD: Tensor, passages_ND: Tensor) -> Tensor:
     )
     own_B = torch.arange(len(queries_BD), device=queries_BD.device)
     ignored = same_texts(query_keys, known, passage_keys, own_B)
+    if guide is not None and source.guide_margin is not None:
+        ignored |= too_similar(products(*guide), own_B, source.guide_margin, "relative")
     scale = source.scale or INFO_NCE_SCALE
     loss_B = info_nce(
         queries_BD,

@@ -56,6 +56,9 @@ class ExampleSource:
     authors. Drawn anew each epoch."""
     negatives_per_row: int = 1
     """pairs: how many such a row gives, or all that it has."""
+    guide_margin: float | None = None
+    """pairs: leave a negative out where the guide (--guide) finds it closer to the query than the
+    own passage less this share of its cosine; 0.05 is NV-Retriever's 95%. Default: none is."""
     last_batch: Literal["drop", "keep"] = "drop"
     """An epoch's last batch where it would be short: drop leaves its rows out until the next
     epoch's order, so that every step compares equally many; keep makes a smaller step."""
@@ -86,8 +89,10 @@ class ExampleSource:
                 raise SettingsError(f"{where} {name} {value} can't be; expected a number above 0")
         if not self.files:
             raise SettingsError(f"{where} no files; expected at least one file or glob")
-        if self.kind != "pairs" and (self.negatives_column or self.symmetric):
-            word = "negatives_column" if self.negatives_column else "symmetric"
+        pairs_only = ("negatives_column", "symmetric", "guide_margin")
+        given = [name for name in pairs_only if getattr(self, name) not in (None, False)]
+        if self.kind != "pairs" and given:
+            word = given[0]
             raise SettingsError(f"{where} {word} goes with kind pairs; found {self.kind}")
         if len(set(self.label_order)) < max(2, len(self.label_order)):
             raise SettingsError(

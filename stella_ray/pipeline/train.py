@@ -76,6 +76,7 @@ class TrainPlan:
     evaluation: list[ExampleSource]
     storage: StorageSettings
     tensorboard: str | None
+    guide: EncoderSettings | None = None
     threads: int = 1
     pool: Pool | None = None
 
@@ -242,6 +243,7 @@ def _loop(config: dict[str, Any]) -> None:
 
 def open_learner(plan: TrainPlan) -> Learner:
     """A worker's learner, before its first step."""
+    from stella_ray.encode.encoder import Encoder
     from stella_ray.learn.ewc import Anchor
     from stella_ray.learn.examples import open_examples
     from stella_ray.learn.learner import Learner
@@ -251,6 +253,7 @@ def open_learner(plan: TrainPlan) -> Learner:
 
     spec = find_encoder(plan.encoder)
     trainee = Trainee(spec, plan.compute, plan.dropout)
+    guide = Encoder(plan.guide) if plan.guide else None
     streams = [
         ExampleStream(
             source,
@@ -269,6 +272,7 @@ def open_learner(plan: TrainPlan) -> Learner:
         Workers.of_process_group(),
         plan.seed,
         plan.long_tokens,
+        guide,
     )
 
 

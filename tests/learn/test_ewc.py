@@ -31,6 +31,7 @@ from stella_ray.learn.fisher import (
 from stella_ray.learn.merging import merge_models
 from stella_ray.learn.positions import extend_positions
 from stella_ray.learn.recipe import AnchorSettings
+from stella_ray.learn.shuffle import key_of
 from tests.conftest import make_encoder
 
 TABLE = "embeddings.position_embeddings.weight"
@@ -60,9 +61,9 @@ NOTES = FisherNotes(weights="w", data="d", pool=3, scale=10.0, kind="empirical",
 
 def brute_force(model: Tiny, kind: str) -> dict[str, Tensor]:
     """Each row by itself: a forward pass of its own, one answer, a gradient, squared."""
-    random = torch.Generator().manual_seed(NOTES.seed)
     total = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
-    for queries, passages in POOLS:
+    for number, (queries, passages) in enumerate(POOLS):
+        random = torch.Generator().manual_seed(key_of(NOTES.seed, number) >> 1)
         with torch.no_grad():
             logits = NOTES.scale * model.vectors(queries) @ model.vectors(passages).T
         drawn = torch.multinomial(logits.softmax(1), 1, generator=random)[:, 0]
@@ -86,6 +87,16 @@ def test_the_fisher_information_is_the_mean_of_each_rows_squared_gradient(kind: 
     assert (told.rows, told.kind) == (6, kind)
     assert not found["unused"].any()
     assert not found["words.weight"][10:].any()
+
+
+def test_parts_add_up_to_the_whole() -> None:
+    model = Tiny().eval()
+    notes = dataclasses.replace(NOTES, kind="true")
+    whole, told = diagonal_fisher(model, model.vectors, POOLS, notes)
+    parts = [diagonal_fisher(model, model.vectors, POOLS[i : i + 1], notes, i) for i in range(2)]
+    assert sum(one.rows for _, one in parts) == told.rows
+    for name, one in whole.items():
+        torch.testing.assert_close((parts[0][0][name] + parts[1][0][name]) / 2, one)
 
 
 def test_the_fisher_information_is_not_the_square_of_the_mean_gradient() -> None:

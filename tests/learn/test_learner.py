@@ -38,9 +38,11 @@ def make_learner(
 ) -> Learner:
     spec = find_encoder(EncoderSettings(path=str(encoder)))
     trainee = Trainee(spec, compute, dropout=more.pop("dropout", 0.2))
+    sources = write_sources(folder)
+    sources[0] = dataclasses.replace(sources[0], guide_margin=more.pop("guide_margin", None))
     streams = [
         ExampleStream(source, open_examples(source, folder / "cache"), 3, "查询: ", "结果: ")
-        for source in write_sources(folder)
+        for source in sources
     ]
     held = Anchor(trainee.parameters.items(), anchor)
     return Learner(trainee, Mixture(streams, 3), optimizer, held, seed=3, **more)
@@ -228,6 +230,21 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_are_touched(
     assert all(
         torch.equal(p.nan_to_num(), before[n].nan_to_num()) for n, p in learner.parameters.items()
     )
+
+
+def test_a_guide_takes_false_negatives_out(tiny_encoder: Path, tmp_path: Path) -> None:
+    """With a margin of 100%, whatever has a positive cosine is out: the loss goes down."""
+    losses = []
+    for margin in (None, 0.05, 1.0):
+        learner = make_learner(
+            tiny_encoder, tmp_path, anchor=NO_ANCHOR, optimizer=UNTOUCHED,
+            guide=Encoder(str(tiny_encoder)), guide_margin=margin,
+        )  # fmt: skip
+        pairs = next(i for i in range(3) if learner.mixture.batch(i).source.kind == "pairs")
+        losses.append(learner.step(pairs).loss)
+    assert losses[0] > losses[1] > losses[2] >= 0
+    with pytest.raises(SettingsError, match="there is no guide"):
+        make_learner(tiny_encoder, tmp_path, guide_margin=0.1)
 
 
 def test_the_rate_rises_then_falls_to_nothing() -> None:
