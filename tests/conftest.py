@@ -29,7 +29,7 @@ KEEP_WORKERS = {
     "num_workers_soft_limit": 8,
     "idle_worker_killing_time_threshold_ms": 600_000,
 }
-"""Idle workers serve the next test instead of being started anew: a fifth of a run's time."""
+"""Idle workers serve the next run instead of being started anew: a fifth of its time."""
 
 HAN = sorted({chr(c) for c in range(0x4E00, 0x4E00 + 2_000)} | set("查询结果"))
 

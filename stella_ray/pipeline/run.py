@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
+import traceback
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -82,6 +84,7 @@ class Run:
             self._check_guards(ledger)
             self._last_commit(ledger)
         except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
+            _let_go(error)
             raise _as_person_reads_it(error) from error
         finally:
             try:
@@ -232,6 +235,18 @@ class Run:
         report.rejects = self.rejects.uri if self.rejects.count else None
         spent = report.seconds.get("embed", 0.0)
         report.tokens_per_second = round(report.tokens / spent, 1) if spent else 0.0
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Free what the frames of a failure hold on to.
+
+    They hold blocks, blocks hold the encoder's actor that made them, and the actor a GPU, for which
+    the next run in this process (a notebook's, say) would wait in vain.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+    gc.collect()
 
 
 def _as_person_reads_it(error: Exception) -> Exception:

@@ -104,6 +104,28 @@ def test_any_budget_gives_the_plain_gradient_with_dropout_on(
     assert seen == {"pairs", "scored", "nli"}
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(
+    ("compute", "most"),
+    [
+        (ComputeSettings(device="cuda", dtype="float32", token_budget=1_024, graph_tokens=1), 1e-4),
+        (ComputeSettings(device="cuda", token_budget=1_024, graph_tokens=1), 0.1),
+    ],
+    ids=["float32", "packed bfloat16"],
+)
+def test_on_cuda_a_step_has_the_gradient_of_a_cpu(
+    compute: ComputeSettings, most: float, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    """Dropout is the same on both: its masks are integers' hashes."""
+    there = make_learner(tiny_encoder, tmp_path, compute, NO_ANCHOR, UNTOUCHED)
+    here = make_learner(tiny_encoder, tmp_path, ComputeSettings(device="cpu"), NO_ANCHOR, UNTOUCHED)
+    for step in range(3):
+        expected = step_gradients(here, step)
+        found = {name: one.cpu() for name, one in step_gradients(there, step).items()}
+        assert furthest(expected, found) < most
+
+
 def test_dropout_is_on_in_these_gradients(tiny_encoder: Path, tmp_path: Path) -> None:
     with_it = make_learner(tiny_encoder, tmp_path, anchor=NO_ANCHOR, optimizer=UNTOUCHED)
     without = make_learner(
@@ -118,8 +140,9 @@ def worker(rank: int, count: int, port: int, encoder: Path, folder: Path) -> Non
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=count)
     compute = ComputeSettings(token_budget=1_024, graph_tokens=1)
+    own = folder / f"{rank}-of-{count}"  # two that write the same files would read halves of them
     learner = make_learner(
-        encoder, folder, compute, optimizer=UNTOUCHED, workers=Workers.of_process_group()
+        encoder, own, compute, optimizer=UNTOUCHED, workers=Workers.of_process_group()
     )
     found: dict[str, Any] = {}
     for step in range(3):
