@@ -24,7 +24,7 @@ from stella_ray.learn.sources import ExampleSource
 from stella_ray.pipeline.cluster import PoolSettings, cluster
 from stella_ray.pipeline.train import MODEL, Trained, TrainPlan, WorkerSettings, train
 from stella_ray.pipeline.train_page import write_page
-from stella_ray.storage import StorageSettings, filesystem
+from stella_ray.storage import StorageSettings, absolute, filesystem
 
 log = logging.getLogger("stella_ray.train")
 
@@ -86,6 +86,7 @@ def run(job: TrainJob) -> Trained:
     """Train, and write the model folder with its report."""
     run_folder = job.run or f"{job.out.rstrip('/')}.run"
     settings.refuse_relative(out=job.out, run=run_folder)
+    job = with_absolute_paths(job)
     check_vacant(job.out)
     check_run(run_folder, job)
     spec = find_encoder(job.encoder)
@@ -110,6 +111,29 @@ def run(job: TrainJob) -> Trained:
         trained = train(plan, job.train, job.pool, run_folder, job.keep_checkpoints, print)
     publish(job, trained)
     return trained
+
+
+def with_absolute_paths(job: TrainJob) -> TrainJob:
+    """The job with paths that hold in a worker too, which has a folder of its own."""
+
+    def whole(path: str) -> str:
+        return str(Path(path).absolute()) if Path(path).exists() else path
+
+    def sources(given: list[ExampleSource]) -> list[ExampleSource]:
+        return [
+            dataclasses.replace(one, files=[absolute(item) for item in one.files]) for one in given
+        ]
+
+    fisher = job.anchor.fisher
+    return dataclasses.replace(
+        job,
+        encoder=dataclasses.replace(job.encoder, path=whole(job.encoder.path)),
+        guide=whole(job.guide) if job.guide else None,
+        sources=sources(job.sources),
+        evaluation=sources(job.evaluation),
+        anchor=dataclasses.replace(job.anchor, fisher=whole(fisher) if fisher else None),
+        tensorboard=str(Path(job.tensorboard).absolute()) if job.tensorboard else None,
+    )
 
 
 def check_run(run_folder: str, job: TrainJob) -> None:

@@ -149,6 +149,8 @@ def train(
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise _as_person_reads_it(error, run_folder) from None
+    if isinstance(result.return_value, StellaError):
+        raise result.return_value
     _remove_orphans(run_folder, plan.storage, result)
     return _trained(result)
 
@@ -202,9 +204,23 @@ def _place(run_folder: str, storage: StorageSettings) -> tuple[Path, Any]:
     return Path(inner), pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(opened))
 
 
-def _loop(config: dict[str, Any]) -> None:
-    """A worker: all its steps, from the last checkpoint on."""
-    plan: TrainPlan = config["plan"]
+def _loop(config: dict[str, Any]) -> StellaError | None:
+    """A worker: all its steps, from the last checkpoint on.
+
+    Returns:
+        What is wrong with data or settings, where no other worker waits: raised, Ray Train would
+        take it for a lost worker, and try again.
+    """
+    try:
+        _steps(config["plan"], config["speaker"])
+    except StellaError as error:
+        if ray.train.get_context().get_world_size() > 1:
+            raise
+        return error
+    return None
+
+
+def _steps(plan: TrainPlan, speaker: Any) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     wait_asleep()
     import torch
@@ -212,7 +228,6 @@ def _loop(config: dict[str, Any]) -> None:
     from stella_ray.learn.checkpoints import read_checkpoint, write_checkpoint
 
     torch.set_num_threads(plan.threads)
-    speaker = config["speaker"]
     learner = open_learner(plan)
     first = learner.workers.rank == 0
     reports: list[StepReport] = []
