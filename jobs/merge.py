@@ -11,7 +11,6 @@ from stella_ray import settings
 from stella_ray.encode.models import EncoderSettings, find_encoder
 from stella_ray.errors import SettingsError
 from stella_ray.learn.folders import check_vacant
-from stella_ray.learn.merging import merge_models
 from stella_ray.learn.sources import ExampleSource
 from stella_ray.pipeline.cluster import PoolSettings, cluster, size_pool
 from stella_ray.pipeline.heldout import evaluate_sets
@@ -52,6 +51,8 @@ def run(job: MergeJob) -> dict[str, dict[str, float]]:
     """Write the models between, and measure all if there are held-out sets."""
     settings.refuse_relative(out=job.out)
     check_vacant(job.out)
+    from stella_ray.learn.merging import merge_models  # torch, which --help needn't load
+
     base, tuned = (find_encoder(EncoderSettings(path=path)) for path in (job.base, job.tuned))
     made = {}
     for weight in sorted(job.weights):

@@ -19,10 +19,15 @@ from stella_ray.encode.models import EncoderSettings, EncoderSpec, find_encoder
 from stella_ray.errors import SettingsError
 from stella_ray.learn.examples import open_examples
 from stella_ray.learn.folders import check_vacant, new_folder, read_json
-from stella_ray.learn.recipe import AnchorSettings, ComputeSettings, OptimizerSettings
+from stella_ray.learn.recipe import (
+    AnchorSettings,
+    ComputeSettings,
+    OptimizerSettings,
+    WorkerSettings,
+)
 from stella_ray.learn.sources import ExampleSource
 from stella_ray.pipeline.cluster import PoolSettings, cluster
-from stella_ray.pipeline.train import MODEL, Trained, TrainPlan, WorkerSettings, train
+from stella_ray.pipeline.train import MODEL, Trained, TrainPlan, train
 from stella_ray.pipeline.train_page import write_page
 from stella_ray.storage import StorageSettings, absolute, filesystem
 

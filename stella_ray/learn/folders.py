@@ -8,14 +8,15 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from stella_ray.encode.models import EncoderSpec
 from stella_ray.errors import ModelError, SettingsError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 OTHER_WEIGHTS = (
     *("*.bin", "*.h5", "*.msgpack", "*.ot", "*.onnx", "onnx", "openvino"),
@@ -126,6 +127,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write a safetensors file in a file's usual mode; safetensors makes it its owner's alone."""
+    from safetensors.torch import save_file  # which imports torch, and jobs have a --help
+
     save_file(tensors, path, metadata=metadata)
     path.chmod(0o644)
 

@@ -67,10 +67,11 @@ class ComputeSettings:
     """packed: no padding, by varlen attention (GPUs of Ampere or later, bfloat16); padded: rows of
     similar length together. auto: packed where it can be."""
     token_budget: int = 0
-    """Most tokens in a batch, padding included; 0: 32,768 on CUDA, 2,048 on a CPU (its cache)."""
+    """Most tokens in a batch, padding included, whose activations are held at once at least; 0:
+    2,048 on a CPU (its cache), up to 32,768 on CUDA."""
     graph_tokens: int = 0
     """Tokens whose activations may be held at once; of a step's other tokens they are computed a
-    second time. Bounds the memory. 0: 65,536 on CUDA, 8,192 on a CPU."""
+    second time. Bounds the memory. 0: 40% of a GPU's memory, 4 GiB on a CPU."""
     gradient_checkpointing: bool = False
     """Hold each layer's input alone and compute the rest again: for batches of few long rows on
     small devices. Costs a third forward pass where GradCache is at work."""
@@ -121,3 +122,27 @@ class AnchorSettings:
                 f"anchor: importance {self.importance} and fisher {self.fisher}; a file goes with"
                 " importance fisher, and that needs one"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSettings:
+    """The processes that train; 0 means: by what the cluster has."""
+
+    workers: int = 0
+    """Processes; 0: one a GPU, without GPUs one. No result depends on it but by rounding."""
+    gpus_per_worker: float = 0.0
+    """0: one if the cluster has any; less leaves evaluation a share of the same GPU."""
+    cpus_per_worker: float = 0.0
+    """0: one beside a GPU; else an even share of what evaluation leaves over."""
+    threads: int = 0
+    """Of torch, in a worker without a GPU; 0: its CPUs. Another number rounds otherwise."""
+    max_failures: int = 3
+    """Times that lost workers are replaced, and the run goes on from its last checkpoint."""
+
+    def __post_init__(self) -> None:
+        """Refuse what can't hold."""
+        for name in ("workers", "gpus_per_worker", "cpus_per_worker", "threads"):
+            if getattr(self, name) < 0:
+                raise SettingsError(
+                    f"train.{name} {getattr(self, name)} is negative; expected 0 (auto) or more"
+                )

@@ -34,8 +34,12 @@ from stella_ray.learn.recipe import ComputeSettings
 
 log = logging.getLogger(__name__)
 
-CPU_GRAPH_TOKENS, CUDA_GRAPH_TOKENS = 8_192, 65_536
-"""Tokens whose activations are held at once: a base model's are some 0.6 MB each in float32."""
+CPU_TOKEN_BYTES, CUDA_TOKEN_BYTES = 80, 60
+"""Activations that a token's graph holds, a layer and hidden feature: some 20 float32 numbers
+(queries, keys, values, both sides of two norms, eight of the feed-forward's), by autocast fewer."""
+CPU_GRAPH_BYTES, CUDA_GRAPH_SHARE = 4 << 30, 0.4
+"""What graphs may take where the settings don't say; weights and AdamW take four times the model's
+size besides."""
 
 
 class Trainee:
@@ -80,15 +84,17 @@ class Trainee:
             getattr(self.model, "activation_checkpointing_enable", old)()
         way = PackedForward if packed else PaddedForward
         self.forward = way(self.model, spec.pooling, torch.float32)
-        auto = 32_768 if cuda else self.forward.token_budget
+        config = self.model.config
+        features = config.num_hidden_layers * config.hidden_size
+        auto = _graph_tokens(self.device, features)
+        self.graph_tokens = settings.graph_tokens or auto
+        auto = min(auto, 32_768 if cuda else self.forward.token_budget)
         self.token_budget = settings.token_budget or max(auto, spec.max_tokens)
         if self.token_budget < spec.max_tokens:
             raise SettingsError(
                 f"token_budget {self.token_budget} can't hold a row of max_tokens"
                 f" {spec.max_tokens}; raise the one or lower the other"
             )
-        auto = CUDA_GRAPH_TOKENS if cuda else CPU_GRAPH_TOKENS
-        self.graph_tokens = settings.graph_tokens or auto
 
     def cut(self, rows: Ragged) -> tuple[list[np.ndarray], list[int]]:
         """Batches of row numbers, the dearest first, and the tokens of each, padding included."""
@@ -162,6 +168,14 @@ class Trainee:
                 f"{self.spec.folder}: no place for {lost[0]} ({len(lost)} in all) in its"
                 " .safetensors files; expected those that the weights were loaded from"
             )
+
+
+def _graph_tokens(device: torch.device, features: int) -> int:
+    """Tokens whose graphs fit into the device's usual share, for layers x hidden features."""
+    if device.type != "cuda":
+        return CPU_GRAPH_BYTES // (CPU_TOKEN_BYTES * features)
+    room = CUDA_GRAPH_SHARE * torch.cuda.get_device_properties(device).total_memory
+    return int(room / (CUDA_TOKEN_BYTES * features))
 
 
 def _packed(asked: str, device: torch.device, half: bool) -> bool:

@@ -19,7 +19,12 @@ import ray.train
 
 from stella_ray.encode.models import EncoderSettings, find_encoder
 from stella_ray.errors import IncompleteRun, SettingsError, StellaError, stella_error_in
-from stella_ray.learn.recipe import AnchorSettings, ComputeSettings, OptimizerSettings
+from stella_ray.learn.recipe import (
+    AnchorSettings,
+    ComputeSettings,
+    OptimizerSettings,
+    WorkerSettings,
+)
 from stella_ray.learn.sources import ExampleSource
 from stella_ray.pipeline.cluster import Pool, PoolSettings, size_pool
 from stella_ray.pipeline.encode import load, wait_asleep
@@ -34,30 +39,6 @@ log = logging.getLogger(__name__)
 
 MODEL = "model"
 """A checkpoint's model folder."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerSettings:
-    """The processes that train; 0 means: by what the cluster has."""
-
-    workers: int = 0
-    """Processes; 0: one a GPU, without GPUs one. No result depends on it but by rounding."""
-    gpus_per_worker: float = 0.0
-    """0: one if the cluster has any; less leaves evaluation a share of the same GPU."""
-    cpus_per_worker: float = 0.0
-    """0: one beside a GPU; else an even share of what evaluation leaves over."""
-    threads: int = 0
-    """Of torch, in a worker without a GPU; 0: its CPUs. Another number rounds otherwise."""
-    max_failures: int = 3
-    """Times that lost workers are replaced, and the run goes on from its last checkpoint."""
-
-    def __post_init__(self) -> None:
-        """Refuse what can't hold."""
-        for name in ("workers", "gpus_per_worker", "cpus_per_worker", "threads"):
-            if getattr(self, name) < 0:
-                raise SettingsError(
-                    f"train.{name} {getattr(self, name)} is negative; expected 0 (auto) or more"
-                )
 
 
 @dataclass(frozen=True, kw_only=True)

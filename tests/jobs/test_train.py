@@ -24,9 +24,9 @@ from stella_ray import settings
 from stella_ray.encode.encoder import Encoder
 from stella_ray.encode.models import EncoderSettings
 from stella_ray.errors import CorpusError, SettingsError
-from stella_ray.learn.recipe import OptimizerSettings
+from stella_ray.learn.recipe import OptimizerSettings, WorkerSettings
 from stella_ray.learn.sources import ExampleSource
-from stella_ray.pipeline.train import TrainPlan, WorkerSettings, open_learner
+from stella_ray.pipeline.train import TrainPlan, open_learner
 from tests.learn.training_data import write_sources
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
