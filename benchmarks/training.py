@@ -35,8 +35,8 @@ from stella_ray.learn.sources import ExampleSource
 from stella_ray.learn.trainee import Trainee
 
 SCALE, RATE = 30.0, 1e-6
-SWEEP = (2, 4, 8, 16, 32)
-TOKENS = (1_024, 2_048, 4_096)
+SWEEP = (1, 2, 4)
+TOKENS = (1_024,)
 
 
 def pairs(count: int) -> list[tuple[str, str]]:
