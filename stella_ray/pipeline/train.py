@@ -7,9 +7,7 @@ import functools
 import logging
 import os
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +27,7 @@ from stella_ray.learn.sources import ExampleSource
 from stella_ray.pipeline.cluster import Pool, PoolSettings, size_pool
 from stella_ray.pipeline.encode import load, wait_asleep
 from stella_ray.pipeline.heldout import evaluate_sets
+from stella_ray.pipeline.train_watch import Board, line_of, spoken
 from stella_ray.storage import StorageSettings, filesystem, is_s3
 
 if TYPE_CHECKING:
@@ -108,7 +107,7 @@ def train(
         plan = dataclasses.replace(plan, pool=size_pool(_beside(pool, scaling)))
     plan = dataclasses.replace(plan, threads=threads)
     where, file_system = _place(run_folder, plan.storage)
-    with _spoken(say) as speaker:
+    with spoken(say) as speaker:
         trainer = TorchTrainer(
             _loop,
             train_loop_config={"plan": plan, "speaker": speaker},
@@ -217,7 +216,7 @@ def _steps(plan: TrainPlan, speaker: Any) -> None:
             reports = read_checkpoint(learner, Path(folder))
         if first:
             speaker.say.remote(f"going on after step {len(reports):,}")
-    board = _Board(plan.tensorboard if first else None, len(reports))
+    board = Board(plan.tensorboard if first else None, len(reports))
     for number in range(len(reports), plan.optimizer.steps):
         reports.append(learner.step(number))
         board.write(reports[-1])
@@ -287,86 +286,6 @@ def _open_checkpoint(
     """Load a checkpoint's encoder on whatever node an actor finds itself."""
     with checkpoint.as_directory() as folder:
         return load(dataclasses.replace(settings, path=f"{folder}/{MODEL}"), digest)
-
-
-def line_of(report: StepReport, steps: int) -> str:
-    """A step for a person to read."""
-    long = f", {report.long_texts / report.texts:.0%} long" if report.long_texts else ""
-    return (
-        f"step {report.step + 1:,}/{steps:,} {report.source}: loss {report.loss:.4f}, gradient"
-        f" {report.gradient_norm:.3g}, penalty {report.penalty_share:.1%}, rate {report.rate:.2g},"
-        f" {report.rows:,} rows, {report.tokens:,} tokens{long}"
-    )
-
-
-class _Board:
-    """TensorBoard's files, by type: one curve a source."""
-
-    def __init__(self, folder: str | None, done: int) -> None:
-        self._writer: Any = None
-        if folder:
-            from tensorboardX import SummaryWriter
-
-            self._writer = SummaryWriter(folder, purge_step=done)
-
-    def write(self, report: StepReport) -> None:
-        """Add a step's numbers."""
-        if self._writer:
-            numbers = {
-                "loss": report.loss,
-                "gradient_norm": report.gradient_norm,
-                "penalty_share": report.penalty_share,
-                "long_share": report.long_texts / max(1, report.texts),
-            }
-            for name, value in numbers.items():
-                self._writer.add_scalar(f"{name}/{report.source}", value, report.step)
-            self._writer.add_scalar("rate", report.rate, report.step)
-
-    def close(self) -> None:
-        """Write what is held back."""
-        if self._writer:
-            self._writer.close()
-
-
-class _Speaker:
-    """An actor that takes lines from a worker for the driver's console."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
-
-    def take(self) -> list[str]:
-        lines, self.lines = self.lines, []
-        return lines
-
-
-@contextmanager
-def _spoken(say: Callable[[str], None]) -> Iterator[Any]:
-    """An actor whose lines are said here, each second and at the end."""
-    speaker = ray.remote(_Speaker).options(num_cpus=0).remote()
-    done = threading.Event()
-
-    def listen() -> None:
-        over = False
-        while not over:
-            over = done.wait(1)
-            try:
-                lines = ray.get(speaker.take.remote(), timeout=30)
-            except ray.exceptions.RayError:
-                return
-            for line in lines:
-                say(line)
-
-    thread = threading.Thread(target=listen, daemon=True)
-    thread.start()
-    try:
-        yield speaker
-    finally:
-        done.set()
-        thread.join()
-        ray.kill(speaker)
 
 
 def _trained(result: ray.train.Result) -> Trained:
