@@ -12,115 +12,35 @@ import datetime
 import json
 import logging
 import secrets
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import pyarrow as pa
-from ray.data import Dataset
+from ray.data import DataContext, Dataset
 
+from jobs.embed_settings import EmbedJob
 from stella_ray import settings
 from stella_ray.encode.models import EncoderSettings, EncoderSpec, find_encoder
-from stella_ray.errors import SettingsError, StellaError
-from stella_ray.pipeline.cells import CorpusColumns
-from stella_ray.pipeline.cluster import PoolSettings, cluster, size_pool
-from stella_ray.pipeline.corpus import (
-    DatasetCorpus,
-    OnBadShard,
-    ShardedCorpus,
-    find_shards,
-    look_at,
-)
+from stella_ray.errors import IncompleteRun, SettingsError, StellaError
+from stella_ray.pipeline.cluster import cluster, configure_data, size_pool
+from stella_ray.pipeline.corpus import DatasetCorpus, ShardedCorpus, find_shards, look_at
+from stella_ray.pipeline.estimate import Estimate
+from stella_ray.pipeline.forecast import estimate
 from stella_ray.pipeline.judge import Preparation
 from stella_ray.pipeline.kept import kept_fields
+from stella_ray.pipeline.rates import rate_for
 from stella_ray.pipeline.report import RejectsFile, RunReport
-from stella_ray.pipeline.run import Guards, Run
+from stella_ray.pipeline.run import Run
 from stella_ray.pipeline.shards import Shard
 from stella_ray.pipeline.unchanged import digest_of, nothing_new, remember
 from stella_ray.rows import table_schema
-from stella_ray.storage import StorageSettings, absolute
-from stella_ray.storage_faults import check_store
-from stella_ray.table.gate import GateSettings
-from stella_ray.table.index import IndexSettings
+from stella_ray.storage import absolute, write_json
+from stella_ray.storage_faults import check_store, table_folder
 from stella_ray.table.lock import TableLock, locked
-from stella_ray.table.opening import LONG, open_for_run
+from stella_ray.table.opening import LONG, known_at_start, open_for_run, where_to_start
 from stella_ray.table.vectors import VectorTable, table_uri
 
 log = logging.getLogger("stella_ray.embed")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EmbedJob:
-    """Embed a sharded corpus into a LanceDB table."""
-
-    corpus: list[str] = field(default_factory=list)
-    """Files, folders or globs of shards: parquet, jsonl (.gz, .zst), csv (.gz, .zst)."""
-    table: str
-    """DIR/NAME: the table NAME of the LanceDB database in DIR."""
-    doc_id_column: str = "id"
-    """Column of ids, text or integers; an id stands for one document."""
-    text_column: str = "text"
-    """Column of texts."""
-    keep_columns: list[str] = field(default_factory=list)
-    """Columns to store beside the vector, as words or separated by commas."""
-    store_text: bool = True
-    """Whether the table holds the text; searching shows snippets of it."""
-    vector_type: Literal["float32", "float16"] = "float32"
-    """Numbers of the stored vectors; float16 takes half the space."""
-    long: Literal["truncate", "chunk"] = "truncate"
-    """Documents beyond the encoder's max_tokens: cut off there, or made several rows of windows."""
-    chunk_overlap: int = 64
-    """Tokens that neighbouring chunks share, so that what one cuts the other holds whole."""
-    encoder: EncoderSettings = field(default_factory=EncoderSettings)
-    storage: StorageSettings = field(default_factory=StorageSettings)
-    pool: PoolSettings = field(default_factory=PoolSettings)
-    index: IndexSettings = field(default_factory=IndexSettings)
-    gate: GateSettings = field(default_factory=GateSettings)
-    reread: bool = False
-    """Read all shards, even if none has another size or stamp (ETag on S3; times and inode on a
-    disk) than when the live version was made of them."""
-    rebuild: bool = False
-    """Embed everything anew, with any encoder, into a new version; `live` serves on meanwhile."""
-    max_delete_fraction: float = 0.2
-    """Largest share of the table's documents that a run may delete: a cut listing is no order."""
-    max_reject_fraction: float = 0.0
-    """Largest share of rows that may be rejected before the run fails."""
-    on_bad_shard: OnBadShard = "fail"
-    """A shard that is damaged, empty or gone: fail the run, or list it among the rejects and go on;
-    nothing is deleted then, because what isn't seen may be in it."""
-    on_busy: Literal["wait", "fail"] = "fail"
-    """Another run is writing to the table: wait for its end, or stop with exit code 5."""
-    lease_seconds: float = 60.0
-    """Seconds after which the lock of a dead run on S3 may be taken; it is renewed every third."""
-    keep_runs: int = 3
-    """Published versions to keep for readers and for jobs/publish.py promote; `live`,
-    `live-previous` and tags of your own are kept besides."""
-    report: str | None = None
-    """Where to write a second copy of report.json."""
-
-    def __post_init__(self) -> None:
-        """Refuse what can't hold."""
-        if self.keep_runs < 1:
-            raise SettingsError(f"keep_runs {self.keep_runs} is too small; expected 1 or more")
-        if self.lease_seconds < 3:
-            raise SettingsError(f"lease_seconds {self.lease_seconds:g} is too short; expected 3 up")
-        if self.chunk_overlap < 0:
-            raise SettingsError(
-                f"chunk_overlap {self.chunk_overlap} is negative; expected 0 or more tokens"
-            )
-        for name in ("max_delete_fraction", "max_reject_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise SettingsError(f"{name} {getattr(self, name)} is no share; expected 0 to 1")
-
-    @property
-    def columns(self) -> CorpusColumns:
-        """The corpus's columns."""
-        kept = [name.strip() for item in self.keep_columns for name in item.split(",")]
-        return CorpusColumns(
-            doc_id=self.doc_id_column,
-            text=self.text_column,
-            kept=tuple(dict.fromkeys(name for name in kept if name)),
-        )
 
 
 def run(job: EmbedJob, dataset: Dataset | None = None, seconds_before: float = 0.0) -> RunReport:
@@ -132,19 +52,8 @@ def run(job: EmbedJob, dataset: Dataset | None = None, seconds_before: float = 0
         seconds_before: what the job has taken so far, for the report.
     """
     began = datetime.datetime.now(datetime.timezone.utc)
-    if not job.corpus and dataset is None:
-        raise SettingsError("--corpus is missing; give files, folders or globs of shards")
-    check_paths(job)
-    job = replace(job, storage=job.storage.resolved())
-    uri = table_uri(absolute(job.table))
+    job, uri, rows, spec = found(job, dataset)
     check_store(uri, job.storage)
-    rows = find_shards(job.corpus, job.storage) if dataset is None else dataset
-    spec = find_encoder(job.encoder)
-    if job.long == "chunk" and job.chunk_overlap * 4 > spec.max_tokens:
-        raise SettingsError(
-            f"chunk_overlap {job.chunk_overlap} is more than a quarter of max_tokens"
-            f" {spec.max_tokens}; lower the one or raise the other"
-        )
     run_id = f"{began:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
     report = RunReport(run_id, uri, spec.fingerprint, settings.shown(job))
     report.began = began.timestamp() - seconds_before
@@ -171,6 +80,26 @@ def run(job: EmbedJob, dataset: Dataset | None = None, seconds_before: float = 0
     return report
 
 
+def found(
+    job: EmbedJob, dataset: Dataset | None = None
+) -> tuple[EmbedJob, str, list[Shard] | Dataset, EncoderSpec]:
+    """The job with its storage's settings filled in, the table's URI, the rows and the encoder."""
+    if not job.corpus and dataset is None:
+        raise SettingsError("--corpus is missing; give files, folders or globs of shards")
+    check_paths(job)
+    job = replace(job, storage=job.storage.resolved())
+    uri = table_uri(absolute(job.table))
+    table_folder(uri)  # refuses what is neither a disk nor S3
+    rows = find_shards(job.corpus, job.storage) if dataset is None else dataset
+    spec = find_encoder(job.encoder)
+    if job.long == "chunk" and job.chunk_overlap * 4 > spec.max_tokens:
+        raise SettingsError(
+            f"chunk_overlap {job.chunk_overlap} is more than a quarter of max_tokens"
+            f" {spec.max_tokens}; lower the one or raise the other"
+        )
+    return job, uri, rows, spec
+
+
 def embed(
     job: EmbedJob,
     rows: list[Shard] | Dataset,
@@ -181,11 +110,7 @@ def embed(
 ) -> None:
     """What is done while the table is ours alone."""
     there = VectorTable.open_if_there(report.table, job.storage)
-    known_columns = there.dataset.schema if there is not None and not job.rebuild else None
-    reject = job.on_bad_shard == "reject"
-    kept = kept_fields(rows, job.columns, known_columns, job.storage, reject=reject)
-    if not isinstance(rows, Dataset):
-        look_at(rows, job.columns, kept, job.storage, reject=reject)
+    kept = look(job, rows, there)
     encoder = {**spec.fingerprint, "open": how_to_open(job.encoder)}
     table = open_for_run(
         report.table,
@@ -207,21 +132,11 @@ def embed(
         Run(
             corpus=as_corpus(rows, job, kept),
             table=table,
-            how=Preparation(
-                kept=tuple(kept),
-                store_text=job.store_text,
-                spec=spec,
-                digest=encoder["digest"],
-                chunk_overlap=job.chunk_overlap if job.long == "chunk" else None,
-            ),
+            how=preparation(job, kept, spec),
             encoder=job.encoder,
             settings=job.pool,
             pool=pool,
-            guards=Guards(
-                max_delete_fraction=job.max_delete_fraction,
-                max_reject_fraction=job.max_reject_fraction,
-                gate=job.gate,
-            ),
+            guards=job.guards,
             index=job.index,
             keep_runs=job.keep_runs,
             lock=lock,
@@ -229,6 +144,59 @@ def embed(
             rejects=rejects,
         ).execute()
     remember(table, digest, report)
+
+
+def look(job: EmbedJob, rows: list[Shard] | Dataset, there: VectorTable | None) -> list[pa.Field]:
+    """The types of the kept columns; a wrong column is found at once."""
+    known_columns = there.dataset.schema if there is not None and not job.rebuild else None
+    reject = job.on_bad_shard == "reject"
+    kept = kept_fields(rows, job.columns, known_columns, job.storage, reject=reject)
+    if not isinstance(rows, Dataset):
+        look_at(rows, job.columns, kept, job.storage, reject=reject)
+    return kept
+
+
+def preparation(job: EmbedJob, kept: list[pa.Field], spec: EncoderSpec) -> Preparation:
+    """How rows are keyed and tokenised."""
+    return Preparation(
+        kept=tuple(kept),
+        store_text=job.store_text,
+        spec=spec,
+        digest=spec.fingerprint["digest"],
+        chunk_overlap=job.chunk_overlap if job.long == "chunk" else None,
+    )
+
+
+def dry_run(job: EmbedJob) -> Estimate:
+    """Count and print what a run would do; writes nothing, and needs no lock.
+
+    Raises:
+        IncompleteRun: it would be refused.
+        StellaError: what the run would raise at once.
+    """
+    job, uri, shards, spec = found(job)
+    there = VectorTable.open_if_there(uri, job.storage)
+    kept = look(job, shards, there)
+    schema = schema_of(job, kept, spec)
+    start = where_to_start(
+        uri, there, schema, spec.fingerprint, rebuild=job.rebuild, storage=job.storage
+    )
+    known = known_at_start(uri, there, start, schema, job.storage)
+    corpus = as_corpus(shards, job, kept)
+    assert isinstance(corpus, ShardedCorpus), "shards are a sharded corpus; this is a bug"
+    with cluster():
+        pool = size_pool(job.pool)
+        configure_data(pool, DataContext.get_current())
+        how = preparation(job, kept, spec)
+        counted = estimate(corpus, how, pool, known, job.guards, schema, job.estimate.share)
+    rate = rate_for(job.estimate, spec, pool, counted, uri, job.storage)
+    counted.at(rate, job.estimate)
+    print(counted)
+    if job.report:
+        write_json(absolute(job.report), counted.to_json(), job.storage)
+    if counted.refused:
+        raise IncompleteRun(f"the run would end with: {counted.refused}")
+    return counted
 
 
 def what_rows_depend_on(job: EmbedJob, table: VectorTable) -> dict[str, object]:
@@ -287,7 +255,10 @@ def main() -> None:
     for chatty in ("botocore", "aiobotocore", "s3fs"):  # they tell where they found credentials
         logging.getLogger(chatty).setLevel(logging.WARNING)
     log.info("settings: %s", settings.shown(job))
-    run(job, seconds_before=settings.process_age())
+    if job.dry_run:
+        dry_run(job)
+    else:
+        run(job, seconds_before=settings.process_age())
 
 
 if __name__ == "__main__":

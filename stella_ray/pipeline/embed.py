@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from ray.data import ActorPoolStrategy
+from ray.data import ActorPoolStrategy, Dataset
 
 from stella_ray.encode.models import EncoderSettings
 from stella_ray.pipeline.cluster import Pool
@@ -45,13 +45,6 @@ def receipts(
         opened: how an actor comes by its encoder; by default it loads what the settings name.
     """
     known = resolved(target["known"])
-    prepared = corpus.rows(pool).map_batches(
-        prepare_block,
-        fn_kwargs={"how": how, "known": target["known"], "window_rows": pool.window_rows},
-        batch_size=None,
-        batch_format="pyarrow",
-        num_cpus=pool.task_cpus,
-    )
     # On a table that has rows already, most nights bring little; but an idle GPU costs more than
     # a model that nobody needed.
     at_once = not len(known.keys) or pool.gpus_per_encoder > 0
@@ -59,7 +52,7 @@ def receipts(
         # A bound on retries has no other way in yet; without it a window that kills its actor is
         # tried for ever.
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
-        vectors = prepared.map_batches(
+        vectors = prepared(corpus, how, pool, target["known"]).map_batches(
             EncodeBlocks,
             fn_constructor_args=(settings, how.digest, pool.threads, at_once, opened),
             compute=ActorPoolStrategy(
@@ -77,6 +70,24 @@ def receipts(
         write, fn_kwargs=target, batch_size=None, batch_format="pyarrow", num_cpus=pool.task_cpus
     )
     yield from written.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+
+
+def prepared(corpus: Corpus, how: Preparation, pool: Pool, known: Any) -> Dataset:
+    """A corpus's rows as blocks of the schema `rows.prepared`.
+
+    Args:
+        corpus: what to read.
+        how: columns and fingerprint.
+        pool: sizes.
+        known: the table's keys, or a reference to them.
+    """
+    return corpus.rows(pool).map_batches(
+        prepare_block,
+        fn_kwargs={"how": how, "known": known, "window_rows": pool.window_rows},
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=pool.task_cpus,
+    )
 
 
 def doubled_rows(

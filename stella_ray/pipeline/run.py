@@ -9,8 +9,6 @@ import traceback
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import ray
 import ray.data
 from ray.data.exceptions import ExecutionTimeoutError
@@ -19,11 +17,18 @@ from stella_ray.encode.models import EncoderSettings
 from stella_ray.errors import IncompleteRun, TableError, stella_error_in
 from stella_ray.pipeline.cluster import Pool, PoolSettings, configure_data
 from stella_ray.pipeline.corpus import Corpus
-from stella_ray.pipeline.embed import doubled_rows, receipts
+from stella_ray.pipeline.embed import receipts
 from stella_ray.pipeline.judge import Preparation
 from stella_ray.pipeline.ledger import Ledger, SampleBook
 from stella_ray.pipeline.report import Progress, RejectsFile, RunReport
-from stella_ray.table.gate import WRONG_VECTORS, GateSettings, check_gate, refuse
+from stella_ray.pipeline.settle import (
+    Guards,
+    check_guards,
+    fill_report,
+    note_rejects,
+    settle_doubled,
+)
+from stella_ray.table.gate import WRONG_VECTORS, check_gate, refuse
 from stella_ray.table.index import IndexSettings, tidy
 from stella_ray.table.lock import TableLock
 from stella_ray.table.publish import LIVE, mark_suspect, passed, publish
@@ -31,15 +36,6 @@ from stella_ray.table.vectors import VectorTable
 from stella_ray.table.versions import clean, clean_runs
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Guards:
-    """What a run must not do, however the corpus looks."""
-
-    max_delete_fraction: float
-    max_reject_fraction: float
-    gate: GateSettings = field(default_factory=GateSettings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +74,11 @@ class Run:
             ledger = Ledger(self.table.known())
         try:
             self._embed(ledger)
-            self._settle_doubled(ledger)
+            with self.report.stage("doubled_ids"):
+                settle_doubled(ledger, self.corpus, self.how, self.pool, self.rejects)
             if ledger.counts.bad_shards:  # what isn't seen may be in them
                 ledger.keep_unseen()
-            self._check_guards(ledger)
+            self.report.deleted = check_guards(ledger, self.guards, self.rejects.uri)
             self._last_commit(ledger)
         except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
             _let_go(error)
@@ -90,7 +87,7 @@ class Run:
             try:
                 self._commit(ledger)  # whatever went wrong, what is written is kept
             finally:
-                self._fill_report(ledger)
+                fill_report(self.report, ledger, self.rejects)
         self._publish(ledger)
         self._clean()
 
@@ -125,7 +122,9 @@ class Run:
                 if "first_receipt" not in self.report.seconds:
                     self.report.add_seconds("first_receipt", time.monotonic() - began)
                 ledger.add(receipt)
-                self._note(receipt)
+                note_rejects(receipt, self.corpus, self.rejects)
+                for row in receipt.column("samples").to_pylist():
+                    self.samples.add(row)
                 late = time.monotonic() - last_commit >= self.settings.seconds_per_commit
                 if ledger.pending_rows >= self.settings.rows_per_commit or late:
                     self._commit(ledger)
@@ -135,63 +134,12 @@ class Run:
             progress.close()
             self.report.add_seconds("embed", time.monotonic() - began)
 
-    def _note(self, receipt: pa.Table) -> None:
-        for row in receipt.select(["rejects", "bad_shards", "samples"]).to_pylist():
-            self.samples.add(row["samples"])
-            for one in row["rejects"] + row["bad_shards"]:
-                shard = self.corpus.shard_name(one["shard"])
-                self.rejects.add(shard, one["row"], one["doc_id"], one["reason"])
-
     def _commit(self, ledger: Ledger) -> None:
         if not ledger.pending:
             return
         with self.report.stage("commit"):
             self.lock.assure()
             self.table.commit(ledger.take_pending())
-
-    def _settle_doubled(self, ledger: Ledger) -> None:
-        """Keep the first row, in the order of the corpus, of an id that stands for several."""
-        documents = ledger.doubled_documents()
-        if not len(documents):
-            return
-        first: dict[str, dict[str, Any]] = {}
-        losing: list[dict[str, Any]] = []
-        with self.report.stage("doubled_ids"):
-            rows = doubled_rows(self.corpus, self.how, self.pool, documents)
-        # Without rows that were rejected later than others: those without a unit vector.
-        whole = np.isin([row["row_key"] for row in rows], ledger.expected())
-        rows = [row for row, fine in zip(rows, whole, strict=True) if fine]
-        for row in rows:
-            winner = first.setdefault(row["doc_id"], row)
-            if row["row_key"] != winner["row_key"]:
-                losing.append(row)
-                where = f"{self.corpus.shard_name(winner['shard'])} row {winner['row']}"
-                self.rejects.add(
-                    self.corpus.shard_name(row["shard"]),
-                    row["row"],
-                    row["doc_id"],
-                    f"the id occurs again with a different text or kept column; kept: {where}",
-                )
-        ledger.strike([row["row_key"] for row in losing])
-
-    def _check_guards(self, ledger: Ledger) -> None:
-        counts, report = ledger.counts, self.report
-        if counts.rejected > self.guards.max_reject_fraction * counts.rows_read:
-            raise IncompleteRun(
-                f"{counts.rejected:,} of {counts.rows_read:,} rows were rejected, more than"
-                f" max_reject_fraction {self.guards.max_reject_fraction:g} allows; which and why is"
-                f" in {self.rejects.uri}. Mend them, or raise --max_reject_fraction; the published"
-                " version is as it was"
-            )
-        gone, before = ledger.vanished_documents()
-        if gone > self.guards.max_delete_fraction * before:
-            raise IncompleteRun(
-                f"{gone:,} of the table's {before:,} documents are gone from the corpus, more than"
-                f" max_delete_fraction {self.guards.max_delete_fraction:g} allows to delete; check"
-                " that --corpus is whole, or raise --max_delete_fraction. The published version is"
-                " as it was"
-            )
-        report.deleted = gone
 
     def _last_commit(self, ledger: Ledger) -> None:
         """Add the last fragments and delete the stale rows, in one version where that can be."""
@@ -224,17 +172,6 @@ class Run:
             self.lock.assure()
             publish(table, report.run_id)
         report.outcome = "published"
-
-    def _fill_report(self, ledger: Ledger) -> None:
-        report = self.report
-        report.count(ledger.counts)
-        report.embedded, report.refreshed = ledger.embedded_and_refreshed()
-        report.unchanged = ledger.unchanged + report.refreshed
-        report.repeated, report.kept_unseen = ledger.repeated, ledger.kept_unseen
-        report.replaced = ledger.gone() - report.deleted
-        report.rejects = self.rejects.uri if self.rejects.count else None
-        spent = report.seconds.get("embed", 0.0)
-        report.tokens_per_second = round(report.tokens / spent, 1) if spent else 0.0
 
 
 def _let_go(error: BaseException | None) -> None:

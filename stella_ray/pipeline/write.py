@@ -28,8 +28,9 @@ from stella_ray.rows import (
 )
 from stella_ray.storage import StorageSettings
 
-SUMS = ("padded_tokens", "shard_bytes", "read_seconds", "encode_seconds")
-"""Columns of an embedded block whose sums are the receipt's."""
+COSTS = ("shard_bytes", "read_seconds")
+SUMS = ("padded_tokens", "encode_seconds")
+"""Columns of a prepared and of an embedded block whose sums are the receipt's."""
 
 UNIT = 1e-3
 """How far a vector's norm may be from 1."""
@@ -49,23 +50,15 @@ def write(
     """
     keep_ray_data_quiet()
     began = time.perf_counter()
-    whole, fates = block, np.asarray(block.column("fate").to_pylist(), object)
-    stayed = block.column("stayed").filter(pa.array(fates == SUMMARY)).to_pylist()
-    block, fates = block.take(np.flatnonzero(fates != SUMMARY)), fates[fates != SUMMARY]
+    block, fates, told = observed(block)
     fresh = block.take(np.flatnonzero(fates == FRESH))
     dim = schema.field("vector").type.list_size
     vectors = _flat(fresh).to_numpy().reshape(-1, dim)
     with np.errstate(invalid="ignore", over="ignore"):
         sound = np.abs(np.linalg.norm(vectors.astype(np.float64), axis=1) - 1) <= UNIT
-    bad_shard = pc.and_(pc.less(block.column("row"), 0), pc.greater_equal(block.column("shard"), 0))
-    bad_shard = bad_shard.to_numpy()
-    # Rows that were refused before the encoder have no chunks; they come first in the receipt.
-    tokenised = block.column("chunks").to_numpy() > 0
-    refused = block.take(np.flatnonzero((fates == REJECTED) & ~bad_shard & ~tokenised))
-    failed = block.take(np.flatnonzero((fates == REJECTED) & tokenised))
+    failed = block.take(np.flatnonzero((fates == REJECTED) & _tokenised(block)))
     unsound = fresh.take(np.flatnonzero(~sound))
-    rejects = _rejects(refused, None) + _rejects(failed, None)
-    rejects += _rejects(unsound, "the encoder gave no unit vector")
+    rejects = _rejects(failed, None) + _rejects(unsound, "the encoder gave no unit vector")
     broken = np.concatenate([key_array(failed), key_array(unsound)])
     fresh, vectors = fresh.take(np.flatnonzero(sound)), vectors[sound]
     parts, refreshed_keys = [], np.empty(0, f"S{KEY_BYTES}")
@@ -79,26 +72,56 @@ def write(
         refreshed_keys = key_array(part)
     encoded = pc.greater(fresh.column("padded_tokens"), pa.scalar(0, pa.int32()))
     receipt = {
+        **told,
         "fragments": _fragments(parts, uri, storage),
-        "rows_read": int(((block.column("chunk").to_numpy() == 0) & ~bad_shard).sum())
-        + sum(one["rows"] for one in stayed),
         "truncated": pc.sum(fresh.column("truncated")).as_py() or 0,
         "tokens": pc.sum(fresh.column("n_tokens").filter(encoded)).as_py() or 0,
-        **{name: pc.sum(whole.column(name)).as_py() or 0 for name in SUMS},
+        **{name: pc.sum(block.column(name)).as_py() or 0 for name in SUMS},
         "write_seconds": time.perf_counter() - began,
         "encoded_from": pc.min(block.column("encoded_from")).as_py(),
         "first_encoded": pc.min(block.column("encoded_until")).as_py(),
         "encoded_until": pc.max(block.column("encoded_until")).as_py(),
-        "repeated_rows": sum(one["repeated"] for one in stayed),
-        "seen": b"".join(one["seen"] for one in stayed),
         "fresh_keys": key_array(fresh).tobytes(),
         "refreshed_keys": refreshed_keys.tobytes(),
         "broken": broken.tobytes(),
-        "rejects": rejects,
-        "bad_shards": _rejects(block.take(np.flatnonzero(bad_shard)), None),
+        # Rows that were refused before the encoder come first: they have no chunks.
+        "rejects": told["rejects"] + rejects,
         "samples": _samples(fresh),
     }
     return pa.Table.from_pylist([receipt], schema=RECEIPT)
+
+
+def observed(block: pa.Table) -> tuple[pa.Table, np.ndarray, dict[str, Any]]:
+    """What a receipt says of a block whatever becomes of its fresh rows.
+
+    Args:
+        block: of the schema `rows.prepared` or `rows.embedded`.
+
+    Returns:
+        Its rows without those that sum up others; their fates; and columns of `RECEIPT`.
+    """
+    fates = np.asarray(block.column("fate").to_pylist(), object)
+    stayed = block.column("stayed").filter(pa.array(fates == SUMMARY)).to_pylist()
+    costs = {name: pc.sum(block.column(name)).as_py() or 0 for name in COSTS}
+    block, fates = block.take(np.flatnonzero(fates != SUMMARY)), fates[fates != SUMMARY]
+    bad = pc.and_(pc.less(block.column("row"), 0), pc.greater_equal(block.column("shard"), 0))
+    bad_shard = bad.to_numpy()
+    refused = block.take(np.flatnonzero((fates == REJECTED) & ~bad_shard & ~_tokenised(block)))
+    told = {
+        **costs,
+        "rows_read": int(((block.column("chunk").to_numpy() == 0) & ~bad_shard).sum())
+        + sum(one["rows"] for one in stayed),
+        "repeated_rows": sum(one["repeated"] for one in stayed),
+        "seen": b"".join(one["seen"] for one in stayed),
+        "rejects": _rejects(refused, None),
+        "bad_shards": _rejects(block.take(np.flatnonzero(bad_shard)), None),
+    }
+    return block, fates, told
+
+
+def _tokenised(block: pa.Table) -> np.ndarray:
+    """Which rows came as far as the encoder, bool [rows]."""
+    return np.asarray(block.column("chunks").to_numpy() > 0)
 
 
 def _fragments(parts: list[pa.Table], uri: str, storage: StorageSettings) -> list[str]:
