@@ -152,7 +152,7 @@ def load(settings: EncoderSettings, digest: str) -> Encoder:
         ModelMismatch: it isn't; a hub's branch moved, or the nodes' folders differ.
         StellaError: it can't be loaded here.
     """
-    from stella_ray.encode.encoder import Encoder
+    from stella_ray import Encoder
 
     encoder = Encoder(settings)
     here = encoder.spec.fingerprint["digest"]
