@@ -27,7 +27,8 @@ from stella_ray.pipeline.cluster import keep_ray_data_quiet
 from stella_ray.rows import FRESH, REJECTED, embedded, key_array
 
 if TYPE_CHECKING:
-    from stella_ray.encode.encoder import Embedded, Encoder
+    from stella_ray.encode.embedded import Embedded
+    from stella_ray.encode.encoder import Encoder
 
 log = logging.getLogger(__name__)
 

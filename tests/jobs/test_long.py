@@ -17,7 +17,7 @@ from stella_ray.encode.models import EncoderSettings
 from stella_ray.errors import SettingsError, TableError
 from stella_ray.pipeline.cluster import PoolSettings
 from stella_ray.pipeline.report import RunReport
-from tests.conftest import HAN
+from tests.conftest import HAN, write_rows
 from tests.jobs.conftest import Desk
 
 pytestmark = pytest.mark.ray
@@ -91,8 +91,26 @@ def long_desk(desk: Desk, write_jsonl: Callable[..., Path]) -> LongDesk:
     return LongDesk(desk, write_jsonl)
 
 
-def test_each_chunks_vector_is_that_of_its_own_text(long_desk: LongDesk) -> None:
-    report = long_desk.night(documents(9))
+@pytest.fixture(scope="module")
+def first_night(
+    tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, local_ray: None
+) -> tuple[LongDesk, RunReport]:
+    """Twenty documents, published, and what the run said; for reading alone."""
+    home = tmp_path_factory.mktemp("long")
+    desk = LongDesk(Desk(home / "corpus", home / "db/docs", tiny_encoder), write_rows)
+    return desk, desk.night(documents(20))
+
+
+@pytest.fixture
+def second_desk(first_night: tuple[LongDesk, RunReport], tmp_path: Path) -> LongDesk:
+    """The twenty documents as they were published, for one test to change."""
+    return LongDesk(first_night[0].desk.copy(tmp_path), write_rows)
+
+
+def test_each_chunks_vector_is_that_of_its_own_text(
+    first_night: tuple[LongDesk, RunReport],
+) -> None:
+    long_desk, report = first_night
     rows = long_desk.rows()
     assert report.table_rows == len(rows) > 20
     assert report.truncated == 0
@@ -102,9 +120,8 @@ def test_each_chunks_vector_is_that_of_its_own_text(long_desk: LongDesk) -> None
     assert ((anew * stored).sum(1) > 0.9999).all()
 
 
-def test_an_edited_document_replaces_all_of_its_chunks(long_desk: LongDesk) -> None:
-    rows = documents(20)
-    long_desk.night(rows)
+def test_an_edited_document_replaces_all_of_its_chunks(second_desk: LongDesk) -> None:
+    long_desk, rows = second_desk, documents(20)
     again = long_desk.night(rows)
     assert (again.embedded, again.unchanged) == (0, 20)
 
@@ -133,23 +150,22 @@ def test_a_repeated_row_and_a_doubled_id_leave_one_whole_document(long_desk: Lon
 
 
 def test_a_document_that_a_killed_run_left_without_some_chunks_is_embedded_anew(
-    long_desk: LongDesk,
+    second_desk: LongDesk,
 ) -> None:
-    rows = documents(12)
-    long_desk.night(rows)
+    long_desk, rows = second_desk, documents(20)
     dataset = lance.dataset(f"{long_desk.desk.table}.lance")
     dataset.delete("doc_id = 'd7' AND chunk > 0 OR doc_id = 'd6' AND chunk = 0")
     report = long_desk.night(rows)
-    assert (report.embedded, report.unchanged) == (2, 10)
+    assert (report.embedded, report.unchanged) == (2, 18)
 
 
-def test_other_chunks_are_another_table(long_desk: LongDesk) -> None:
-    long_desk.night(documents(6))
+def test_other_chunks_are_another_table(second_desk: LongDesk) -> None:
+    long_desk = second_desk
     with pytest.raises(TableError, match="use the same --long and --chunk_overlap, or --rebuild"):
-        long_desk.night(documents(6), chunk_overlap=6)
+        long_desk.night(documents(20), chunk_overlap=6)
     with pytest.raises(TableError, match=r"use the same .* --long, or --rebuild"):
-        long_desk.night(documents(6), long="truncate")
+        long_desk.night(documents(20), long="truncate")
     with pytest.raises(SettingsError, match="chunk_overlap 13 is more than a quarter of max_tok"):
-        long_desk.night(documents(6), chunk_overlap=13)
-    rebuilt = long_desk.night(documents(6), chunk_overlap=6, rebuild=True)
-    assert rebuilt.embedded == 6
+        long_desk.night(documents(20), chunk_overlap=13)
+    rebuilt = long_desk.night(documents(20), chunk_overlap=6, rebuild=True)
+    assert rebuilt.embedded == 20
