@@ -118,47 +118,42 @@ def test_mutations_between_two_runs_embed_exactly_the_new_and_changed_texts(
     assert rows_of(desk.table) == before
 
 
-def test_an_id_with_two_texts_keeps_the_first_row_and_rejects_the_others(
+def test_rejects_fail_the_run_or_are_listed_and_the_rest_is_published(
     desk: Desk, write_jsonl: Callable[..., Path]
 ) -> None:
-    """Which fails the run; it leaves its report, and a later one goes on from what it did."""
+    """Of an id with two texts the first row is kept; what can't be embedded says why. The run that
+    fails leaves its report, and a later one goes on from what it did."""
     rows = documents(10)
     write_jsonl(desk.corpus / "a.jsonl", [*rows, {**rows[2], "text": "另一个"}])
     write_jsonl(desk.corpus / "b.jsonl", [rows[4], {**rows[2], "text": "第三个"}, rows[2]])
-    with pytest.raises(IncompleteRun, match=r"2 of 14 rows were rejected.*rejects\.jsonl"):
+    bad: list[dict[str, Any]] = [{"id": "n", "text": None}, {"id": "e", "text": ""}]
+    bad += [{"id": "b", "text": " \u3000\n"}, {"id": None, "text": "甲"}]
+    write_jsonl(desk.corpus / "c.jsonl", bad)
+    with pytest.raises(IncompleteRun, match=r"6 of 18 rows were rejected.*rejects\.jsonl"):
         desk.embed()
     assert lance.dataset(f"{desk.table}.lance").tags.list() == {}
     (folder,) = (desk.table.parent / "runs").iterdir()
-    assert json.loads((folder / "report.json").read_text())["outcome"].startswith("IncompleteRun")
+    failed = json.loads((folder / "report.json").read_text())
+    assert failed["outcome"].startswith("IncompleteRun")
+    assert (failed["embedded"], failed["rejected"]) == (10, 6)
 
-    write_jsonl(desk.corpus / "c.jsonl", documents(1, 10))
-    report = desk.embed(max_reject_fraction=0.2)
-    assert adds_up(report)
-    assert (report.embedded, report.unchanged) == (1, 10)
-    assert (report.rejected, report.repeated, report.table_rows) == (2, 2, 11)
-    assert rows_of(desk.table)["d2"]["text"] == rows[2]["text"]
-    rejects = [json.loads(line) for line in Path(report.rejects or "").read_text().splitlines()]
-    places = [(Path(r["shard"]).name, r["row"], r["id"]) for r in rejects]
-    assert sorted(places) == [("a.jsonl", 10, "d2"), ("b.jsonl", 1, "d2")]
-    assert all("different text" in r["reason"] for r in rejects)
-
-
-def test_rows_that_cannot_be_embedded_are_listed_and_the_rest_is_published(
-    desk: Desk, write_jsonl: Callable[..., Path]
-) -> None:
-    bad: list[dict[str, Any]] = [{"id": "n", "text": None}, {"id": "e", "text": ""}]
-    bad += [{"id": "b", "text": " \u3000\n"}, {"id": None, "text": "甲"}]
-    write_jsonl(desk.corpus / "a.jsonl", [*documents(8), *bad])
+    write_jsonl(desk.corpus / "d.jsonl", documents(1, 10))
     report = desk.embed(max_reject_fraction=0.5)
     assert adds_up(report)
-    assert (report.embedded, report.rejected) == (8, 4)
+    assert (report.embedded, report.unchanged) == (1, 10)
+    assert (report.rejected, report.repeated, report.table_rows) == (6, 2, 11)
+    assert rows_of(desk.table)["d2"]["text"] == rows[2]["text"]
     rejects = [json.loads(line) for line in Path(report.rejects or "").read_text().splitlines()]
-    assert [(r["row"], r["id"], r["reason"]) for r in rejects] == [
-        (8, "n", "the text is null"),
-        (9, "e", "the text is empty"),
-        (10, "b", "the text is blank"),
-        (11, None, "the id is missing"),
-    ]
+    assert len(rejects) == 6
+    told = {(Path(r["shard"]).name, r["row"], r["id"]): r["reason"] for r in rejects}
+    second = [told.pop(("a.jsonl", 10, "d2")), told.pop(("b.jsonl", 1, "d2"))]
+    assert all("different text" in reason for reason in second)
+    assert told == {
+        ("c.jsonl", 0, "n"): "the text is null",
+        ("c.jsonl", 1, "e"): "the text is empty",
+        ("c.jsonl", 2, "b"): "the text is blank",
+        ("c.jsonl", 3, None): "the id is missing",
+    }
 
 
 def test_ids_may_hold_anything_and_equal_texts_of_a_window_are_encoded_once(
@@ -230,23 +225,24 @@ def test_another_encoder_is_refused_and_a_rebuild_takes_it_while_the_old_version
     assert rows_of(desk.table, "live-previous") == before
 
 
-def test_other_columns_are_refused_with_the_way_out(published_desk: Desk) -> None:
+def test_other_columns_are_refused_with_the_way_out_and_a_table_is_thin_when_asked(
+    published_desk: Desk,
+) -> None:
+    desk = published_desk
     with pytest.raises(TableError, match=r"title.*--keep_columns.*--rebuild"):
-        published_desk.embed(keep_columns=["title"])
-    assert published_desk.embed(keep_columns=["title"], rebuild=True).table_rows == 12
-
-
-def test_the_table_is_thin_and_small_when_asked(small_desk: Desk) -> None:
-    small_desk.embed(store_text=False, vector_type="float16")
-    table = lancedb.connect(small_desk.table.parent).open_table("docs")
+        desk.embed(keep_columns=["title"])
+    thin: dict[str, Any] = {"store_text": False, "vector_type": "float16"}
+    assert desk.embed(**thin, keep_columns=["title"], rebuild=True).table_rows == 12
+    table = lancedb.connect(desk.table.parent).open_table("docs")
     table.checkout("live")
-    assert table.schema.names == ["doc_id", "vector", "n_tokens", "truncated", "row_key", "run_id"]
+    numbers = ["n_tokens", "truncated", "row_key", "run_id"]
+    assert table.schema.names == ["doc_id", "title", "vector", *numbers]
     assert table.schema.field("vector").type == pa.list_(pa.float16(), 32)
     assert not table.schema.field("doc_id").nullable
-    expected = Encoder(str(small_desk.encoder)).embed([text(3, 5 + 21 % 60)])[0]
-    found = np.array(rows_of(small_desk.table)["d3"]["vector"], np.float32)
+    expected = Encoder(str(desk.encoder)).embed([text(3, 5 + 21 % 60)])[0]
+    found = np.array(rows_of(desk.table)["d3"]["vector"], np.float32)
     assert float(found @ expected) >= 0.999
-    assert small_desk.embed(store_text=False, vector_type="float16").embedded == 0
+    assert desk.embed(**thin, keep_columns=["title"]).embedded == 0
 
 
 def test_the_report_is_beside_the_table_and_where_it_was_asked_for(evening: Evening) -> None:

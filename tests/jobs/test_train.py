@@ -176,7 +176,7 @@ def test_two_workers_end_where_one_does(
 
 
 def test_a_killed_driver_is_resumed_to_the_same_weights(
-    tmp_path: Path, tiny_encoder: Path, undisturbed: Any
+    local_ray: None, tmp_path: Path, tiny_encoder: Path, undisturbed: Any, capsys: Any
 ) -> None:
     job = make_job(tmp_path, tiny_encoder)
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(settings.shown(job)), encoding="utf-8")
@@ -187,11 +187,8 @@ def test_a_killed_driver_is_resumed_to_the_same_weights(
     kill_when(folder, lambda: processes_of(first.pid))
     assert first.wait(180) == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
-    second = subprocess.run(
-        [*command, "--resume", "true"], env=environment, capture_output=True, text=True, check=False
-    )
-    assert second.returncode == 0, second.stderr
-    assert "going on after step" in second.stdout
+    run(make_job(tmp_path, tiny_encoder, resume=True))
+    assert "going on after step" in capsys.readouterr().out
     found = weights(job.out)
     assert all(torch.equal(found[name], undisturbed[name]) for name in undisturbed)
 
