@@ -25,19 +25,6 @@ if TYPE_CHECKING:
     from stella_ray.storage import StorageSettings
     from tests.s3 import FaultProxy, MotoServer, WeedServer
 
-SECONDS = {"slow": 30.0, "ray": 5.0}
-"""What a test of this marker takes, about."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take longest go first, so that two processes end together (`--dist loadfile`)."""
-    files: dict[Path, float] = {}
-    for item in items:
-        seconds = max((SECONDS.get(mark.name, 0.1) for mark in item.iter_markers()), default=0.1)
-        files[item.path] = files.get(item.path, 0.0) + seconds
-    items.sort(key=lambda item: -files[item.path])
-
-
 KEEP_WORKERS = {
     "num_workers_soft_limit": 8,
     "idle_worker_killing_time_threshold_ms": 600_000,

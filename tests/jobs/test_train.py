@@ -19,6 +19,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from benchmarks.attacks import below, title
 from jobs.train import TrainJob, run
 from stella_ray import settings
 from stella_ray.encode.encoder import Encoder
@@ -99,11 +100,7 @@ def processes_of(driver: int) -> list[psutil.Process]:
 
 def train_workers() -> list[psutil.Process]:
     """Ray Train's workers below this process's Ray."""
-    return [
-        one
-        for one in psutil.process_iter(["cmdline"])
-        if "RayTrainWorker" in " ".join(one.info["cmdline"] or [])
-    ]
+    return [one for one in below() if "RayTrainWorker" in title(one)]
 
 
 def test_a_run_ends_with_a_model_its_curves_and_held_out_metrics(
