@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import psutil
@@ -32,6 +32,7 @@ import ray
 import ray.data
 
 from benchmarks.memory import role
+from stella_ray.encode.embedded import Embedded
 from stella_ray.encode.models import EncoderSettings, find_encoder
 from stella_ray.encode.tokens import Ragged, TextTokenizer
 from stella_ray.pipeline.cells import CorpusColumns
@@ -49,9 +50,6 @@ from stella_ray.table.opening import open_for_run
 from stella_ray.table.vectors import VectorTable
 from tests.conftest import HAN, make_encoder
 
-if TYPE_CHECKING:
-    from stella_ray.encode.encoder import Embedded
-
 DIM = 768
 ROWS_PER_SHARD = 5_000
 
@@ -67,8 +65,6 @@ class StandIn:
 
     def embed_tokens(self, rows: Ragged) -> Embedded:
         """Sleep as long as the device would take; one window at a time has it."""
-        from stella_ray.encode.encoder import Embedded
-
         lengths = rows.lengths.astype(np.int32)
         spent = np.zeros(len(lengths), np.float32)
         if self.tokens_per_second:

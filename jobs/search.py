@@ -102,7 +102,7 @@ def table_encoder(table: VectorTable, job: SearchJob) -> Encoder:
         ModelError: it is not there any more.
         ModelMismatch: what is there now is another encoder.
     """
-    from stella_ray.encode.encoder import Encoder  # brings torch, which a typo need not wait for
+    from stella_ray import Encoder  # brings torch, which a typo need not wait for
 
     own = table.encoder()
     how = dict(own["open"])

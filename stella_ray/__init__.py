@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -14,7 +15,14 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     """Import `Encoder` (and torch with it) only when it is asked for."""
     if name == "Encoder":
-        from stella_ray.encode.encoder import Encoder
-
+        # A fifth of what torch and transformers take to import goes to the garbage collector, which
+        # looks again and again at what is there to stay.
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            from stella_ray.encode.encoder import Encoder
+        finally:
+            if collecting:
+                gc.enable()
         return Encoder
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

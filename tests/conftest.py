@@ -128,17 +128,18 @@ def local_ray() -> Iterator[None]:
     ray.shutdown()
 
 
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Write rows as a .jsonl shard."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_text(lines, encoding="utf-8")
+    return path
+
+
 @pytest.fixture
 def write_jsonl() -> Callable[..., Path]:
     """Write rows as a .jsonl shard: `write_jsonl(path, [{"id": …, "text": …}])`."""
-
-    def go(path: Path, rows: list[dict[str, Any]]) -> Path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        path.write_text(lines, encoding="utf-8")
-        return path
-
-    return go
+    return write_rows
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 import transformers
 
 from stella_ray.encode.batching import batches
+from stella_ray.encode.embedded import Embedded
 from stella_ray.encode.faults import Budget, check_ids, one_line, out_of_memory
 from stella_ray.encode.forward import PaddedForward, Pending, load_forward
 from stella_ray.encode.loading import load_model
@@ -30,24 +30,6 @@ ROWS_PER_WINDOW = 4_096
 BATCHES_AHEAD = 3
 """Batches that a GPU is given before the first one's vectors are waited for, so that it never waits
 for the interpreter. They share their memory: a stream works at one after another."""
-
-
-@dataclass
-class Embedded:
-    """What a window of rows gave.
-
-    Attributes:
-        vectors: unit vectors in the order of the rows, float32 [rows, dim].
-        padded_tokens: tokens the device worked on for each row, padding included; 0 for a row whose
-            text stood in the window before and for one at fault, int32 [rows].
-        seconds: the device's time for each row's share of its batch, float32 [rows].
-        faults: rows that the encoder raises on and why, in one line; their vectors are zeros.
-    """
-
-    vectors: np.ndarray
-    padded_tokens: np.ndarray
-    seconds: np.ndarray
-    faults: dict[int, str]
 
 
 class Encoder:

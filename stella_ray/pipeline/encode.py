@@ -27,7 +27,8 @@ from stella_ray.pipeline.cluster import keep_ray_data_quiet
 from stella_ray.rows import FRESH, REJECTED, embedded, key_array
 
 if TYPE_CHECKING:
-    from stella_ray.encode.encoder import Embedded, Encoder
+    from stella_ray.encode.embedded import Embedded
+    from stella_ray.encode.encoder import Encoder
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +153,7 @@ def load(settings: EncoderSettings, digest: str) -> Encoder:
         ModelMismatch: it isn't; a hub's branch moved, or the nodes' folders differ.
         StellaError: it can't be loaded here.
     """
-    from stella_ray.encode.encoder import Encoder
+    from stella_ray import Encoder
 
     encoder = Encoder(settings)
     here = encoder.spec.fingerprint["digest"]

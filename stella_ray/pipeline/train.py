@@ -212,7 +212,7 @@ def _steps(plan: TrainPlan, learner: Learner, speaker: Any) -> None:
 
 def open_learner(plan: TrainPlan) -> Learner:
     """A worker's learner, before its first step."""
-    from stella_ray.encode.encoder import Encoder
+    from stella_ray import Encoder
     from stella_ray.learn.ewc import Anchor
     from stella_ray.learn.examples import open_examples
     from stella_ray.learn.learner import Learner

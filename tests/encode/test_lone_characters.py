@@ -56,15 +56,15 @@ def ours(found: TextTokenizer, texts: list[str]) -> list[list[int]]:
 
 
 odd = st.sampled_from(
-    [*"aAbBcC123 \t\n\0é豈豈々ー～＋，。", "e\u0301", "\u0301", "\u200b", "\ufffd", "\u2028", "𠀀",
-     "[SEP]", "[", "]", "##b", HAN[3] + HAN[4], "c，", "İ", "ß", "٣", "한", "ｶﾞ", "👍🏽"]
+    [*"aAbBcC123 \t\n\0é豈\uf900々ー～＋，。", "e\u0301", "\u0301", "\u200b", "\ufffd", "\u2028",
+     "𠀀", "[SEP]", "[", "]", "##b", HAN[3] + HAN[4], "c，", "İ", "ß", "٣", "한", "ｶﾞ", "👍🏽"]
 )  # fmt: skip
 chinese = st.sampled_from([*HAN[:20], HAN[700], *SIGNS])
 anything = chinese | chinese | chinese | odd | st.characters(exclude_categories=["Cs"])
 some_texts = st.lists(st.lists(anything, max_size=25).map("".join), max_size=4)
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=150)
 @given(texts=some_texts)
 def test_ids_are_the_library_s_own(tokenizer: Path, texts: list[str]) -> None:
     found = TextTokenizer(tokenizer, 1_024)
@@ -78,11 +78,12 @@ def test_every_character_of_the_table_is_a_word_of_its_own(tokenizer: Path) -> N
     assert found._lone is not None
     letters = [chr(code) for code in np.flatnonzero(found._lone >= 0).tolist()]
     assert len(letters) > 27_000
-    for context in ("{0}", "a{0}b", "一{0}一", "1{0}\u0301", "{0}{0}"):
+    ids = found._lone[[ord(letter) for letter in letters]].tolist()
+    # Alone; and beside a letter, another, a digit with an accent, and itself.
+    for context, times in (("{0}", 1), ("a{0}b 一{0}一 1{0}\u0301 {0}{0}", 5)):
         texts = [context.format(letter) for letter in letters]
         plain = library(found, texts)
-        ids = found._lone[[ord(letter) for letter in letters]].tolist()
-        assert all(one in ids_there for one, ids_there in zip(ids, plain, strict=True))
+        assert all(there.count(one) >= times for one, there in zip(ids, plain, strict=True))
         assert ours(found, texts) == plain
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from jobs.embed import EmbedJob, run
 from stella_ray.encode.models import EncoderSettings
 from stella_ray.pipeline.report import RunReport
-from tests.conftest import HAN
+from tests.conftest import HAN, write_rows
 
 
 def text(number: int, length: int = 12) -> str:
@@ -51,6 +52,12 @@ class Desk:
     def embed(self, **settings: Any) -> RunReport:
         return run(self.job(**settings))
 
+    def copy(self, home: Path) -> Desk:
+        """The same corpus and table in a folder of their own, for one test to change."""
+        shutil.copytree(self.corpus, home / "corpus")
+        shutil.copytree(self.table.parent, home / "db")
+        return Desk(home / "corpus", home / "db" / self.table.name, self.encoder)
+
 
 @pytest.fixture
 def desk(tmp_path: Path, tiny_encoder: Path, local_ray: None) -> Desk:
@@ -62,3 +69,27 @@ def small_desk(desk: Desk, write_jsonl: Callable[..., Path]) -> Desk:
     """Twelve documents in one shard."""
     write_jsonl(desk.corpus / "a.jsonl", documents(12))
     return desk
+
+
+@dataclass
+class Evening:
+    """Twelve documents in one shard, published, and what the run said; for reading alone."""
+
+    desk: Desk
+    report: RunReport
+
+
+@pytest.fixture(scope="session")
+def evening(
+    tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, local_ray: None
+) -> Evening:
+    home = tmp_path_factory.mktemp("evening")
+    desk = Desk(home / "corpus", home / "db/docs", tiny_encoder)
+    write_rows(desk.corpus / "a.jsonl", documents(12))
+    return Evening(desk, desk.embed(report=str(home / "out/report.json")))
+
+
+@pytest.fixture
+def published_desk(evening: Evening, tmp_path: Path) -> Desk:
+    """The twelve documents as they were published, for one test to change."""
+    return evening.desk.copy(tmp_path)

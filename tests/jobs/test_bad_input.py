@@ -19,7 +19,7 @@ import pytest
 from jobs import embed
 from stella_ray import settings
 from tests.conftest import make_encoder
-from tests.jobs.conftest import Desk, documents
+from tests.jobs.conftest import Evening
 
 pytestmark = pytest.mark.ray
 
@@ -47,15 +47,11 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, local_ray: None) -> Place:
+def place(tmp_path_factory: pytest.TempPathFactory, evening: Evening) -> Place:
     home = tmp_path_factory.mktemp("bad input")
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in documents(12))
-    (home / "corpus").mkdir()
-    (home / "corpus/a.jsonl").write_text(lines, encoding="utf-8")
     (home / "bad").mkdir()
-    found = Place(home / "corpus", home / "db/docs", tiny_encoder, home / "bad")
-    Desk(found.corpus, found.table, tiny_encoder).embed()
-    return found
+    desk = evening.desk.copy(home)
+    return Place(desk.corpus, desk.table, desk.encoder, home / "bad")
 
 
 def parquet(place: Place, name: str, **columns: object) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,22 +34,32 @@ def damage(path: Path) -> None:
     path.write_bytes(bytes(data))
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, local_ray: None) -> Desk:
+    """Four shards, published."""
+    home = tmp_path_factory.mktemp("whole")
+    desk = Desk(home / "corpus", home / "db/docs", tiny_encoder)
+    write_shards(desk)
+    desk.embed()
+    return desk
+
+
 def rejects_of(report: Any) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(report.rejects).read_text("utf-8").splitlines()]
 
 
-def test_a_bad_shard_fails_the_run_by_name_and_nothing_moves(desk: Desk) -> None:
-    write_shards(desk)
-    desk.embed()
+def test_a_bad_shard_fails_the_run_by_name_and_nothing_moves(whole: Desk, tmp_path: Path) -> None:
+    desk = whole.copy(tmp_path)
     damage(desk.corpus / "p2.parquet")
     with pytest.raises(BadShard, match=r"p2\.parquet: can't be read as parquet"):
         desk.embed()
     assert len(rows_of(desk.table)) == 40
 
 
-def test_a_rejected_shard_is_named_and_its_documents_of_last_night_stay(desk: Desk) -> None:
-    rows = write_shards(desk)
-    desk.embed(on_bad_shard="reject")
+def test_a_rejected_shard_is_named_and_its_documents_of_last_night_stay(
+    whole: Desk, tmp_path: Path
+) -> None:
+    desk, rows = whole.copy(tmp_path), documents(40)
     damage(desk.corpus / "p2.parquet")
     # Meanwhile a document of another shard changed, and one vanished.
     changed = {**rows[0], "text": "改了"}
@@ -75,28 +84,23 @@ def test_a_rejected_shard_is_named_and_its_documents_of_last_night_stay(desk: De
     assert rows_of(desk.table).keys() == {row["id"] for row in rows} - {"d1"}
 
 
-def test_what_a_shard_holds_before_its_damage_is_kept(
-    desk: Desk, write_jsonl: Callable[..., Path]
+def test_the_first_shard_may_be_bad_and_what_a_shard_holds_before_its_damage_is_kept(
+    desk: Desk,
 ) -> None:
-    write_jsonl(desk.corpus / "a.jsonl", documents(5))
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in documents(3_000, 5))
-    whole = gzip.compress(lines.encode())
-    (desk.corpus / "b.jsonl.gz").write_bytes(whole[: len(whole) * 3 // 4])
-    report = desk.embed(on_bad_shard="reject")
-    (reject,) = rejects_of(report)
-    assert Path(reject["shard"]).name == "b.jsonl.gz"
-    read = report.rows_read - 5
-    assert 0 < read < 3_000
-    assert f"its first {read:,} rows were read" in reject["reason"]
-    assert rows_of(desk.table).keys() == {f"d{i}" for i in range(5 + read)}
-
-
-def test_the_first_shard_may_be_the_bad_one(desk: Desk) -> None:
     write_shards(desk)
     damage(desk.corpus / "p0.parquet")
-    assert desk.embed(on_bad_shard="reject", keep_columns=["title"]).table_rows == 30
     with pytest.raises(BadShard, match=r"p0\.parquet"):
         desk.embed()
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in documents(3_000, 40))
+    cut = gzip.compress(lines.encode())
+    (desk.corpus / "z.jsonl.gz").write_bytes(cut[: len(cut) * 3 // 4])
+    report = desk.embed(on_bad_shard="reject", keep_columns=["title"])
+    first, last = sorted(rejects_of(report), key=lambda one: one["shard"])
+    assert [Path(one["shard"]).name for one in (first, last)] == ["p0.parquet", "z.jsonl.gz"]
+    read = report.rows_read - 30
+    assert 0 < read < 3_000
+    assert f"its first {read:,} rows were read" in last["reason"]
+    assert rows_of(desk.table).keys() == {f"d{i}" for i in range(10, 40 + read)}
 
 
 def test_a_column_that_no_shard_has_is_no_fault_of_the_shards(desk: Desk) -> None:

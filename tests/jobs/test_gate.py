@@ -50,10 +50,9 @@ def test_wrong_vectors_are_not_published_nor_trusted_by_the_next_run(
 
 
 def test_a_refused_night_leaves_live_and_can_be_looked_at(
-    small_desk: Desk, write_jsonl: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    published_desk: Desk, write_jsonl: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    desk = small_desk
-    desk.embed()
+    desk = published_desk
     write_jsonl(desk.corpus / "b.jsonl", documents(5, 12))
     with monkeypatch.context() as patch:
         arrays = SampleBook.arrays

@@ -18,7 +18,10 @@ import psutil
 import pyarrow as pa
 import pytest
 
+from jobs.embed import EmbedJob, run
 from stella_ray.encode.models import EncoderSettings, find_encoder
+from stella_ray.pipeline.cluster import PoolSettings
+from stella_ray.pipeline.report import RunReport
 from stella_ray.rows import row_keys
 from stella_ray.table.vectors import VectorTable
 from tests.conftest import make_encoder
@@ -31,13 +34,13 @@ KILLS = int(os.environ.get("STELLA_RAY_TEST_KILLS", "1"))
 
 
 @pytest.fixture
-def night(tmp_path: Path) -> Night:
+def night(tmp_path: Path, local_ray: None) -> Night:
     """With an encoder slow enough to be hit in the middle of its work."""
     return Night(tmp_path, make_encoder(tmp_path / "model", layers=8))
 
 
 class Night:
-    """A corpus, a table, and the job as a process of its own."""
+    """A corpus, a table, and the job: in this process, or as one of its own."""
 
     def __init__(self, home: Path, encoder: Path) -> None:
         self.corpus, self.table, self.encoder = home / "corpus", home / "db/docs", encoder
@@ -53,11 +56,16 @@ class Night:
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
 
-    def finish(self) -> str:
-        driver = self.start()
-        said, _ = driver.communicate(timeout=300)
-        assert driver.returncode == 0, said
-        return said
+    def embed(self) -> RunReport:
+        return run(
+            EmbedJob(
+                corpus=[str(self.corpus)],
+                table=str(self.table),
+                encoder=EncoderSettings(path=str(self.encoder)),
+                pool=PoolSettings(window_rows=16, rows_per_commit=16),
+                max_delete_fraction=1,
+            )
+        )
 
     def version(self) -> int:
         try:
@@ -112,8 +120,9 @@ def await_version(night: Night, driver: subprocess.Popen[str], version: int) -> 
         time.sleep(0.05)
 
 
-def workers(driver: subprocess.Popen[str], name: str) -> Iterator[psutil.Process]:
-    for process in psutil.Process(driver.pid).children(recursive=True):
+def workers(name: str) -> Iterator[psutil.Process]:
+    """Of this process's Ray."""
+    for process in psutil.Process().children(recursive=True):
         try:
             if name in " ".join(process.cmdline()):
                 yield process
@@ -126,7 +135,7 @@ def test_a_killed_driver_loses_no_row_doubles_none_and_readers_never_see_half_a_
 ) -> None:
     evening = corpus(100, salt=0)
     write_jsonl(night.corpus / "a.jsonl", evening)
-    night.finish()
+    night.embed()
     assert night.found() == night.expected(evening)
 
     morning = corpus(150 + 100 * KILLS, salt=5)[
@@ -146,14 +155,14 @@ def test_a_killed_driver_loses_no_row_doubles_none_and_readers_never_see_half_a_
         said, _ = driver.communicate()
         assert driver.returncode == -signal.SIGKILL, said  # it was hit at work, not after
         assert night.found() == night.expected(evening)
-    said = night.finish()
+    report = night.embed()
     time.sleep(0.3)
     reader.over.set()
     reader.join()
 
     assert night.found() == night.expected(morning)
     if KILLS:
-        assert f"{len(morning):,} embedded" not in said  # what was committed was not embedded again
+        assert report.embedded < len(morning)  # what was committed was not embedded again
     assert not reader.errors
     whole_nights = {tuple(k.hex() for k in night.expected(rows)) for rows in (evening, morning)}
     assert reader.states == whole_nights
@@ -165,23 +174,27 @@ def test_killed_encoders_and_workers_are_replaced_and_the_run_ends_whole(
     rows = corpus(500, salt=3)
     for i in range(4):
         write_jsonl(night.corpus / f"{i}.jsonl", rows[i::4])
-    driver = night.start()
-    said: list[str] = []
-    listener = threading.Thread(target=lambda: said.append(driver.communicate()[0]))
-    listener.start()
     killed = {"EncodeBlocks": 0, "write": 0, "read_shards": 0}
-    end = time.monotonic() + 120
-    while not all(killed.values()) and driver.poll() is None and time.monotonic() < end:
-        for name in [name for name, count in killed.items() if not count]:
-            if name == "EncodeBlocks" and night.version() < 2:
-                continue  # in the middle of its work, not while it starts
-            for process in workers(driver, TITLES[name]):
-                process.kill()
-                killed[name] += 1
-                break
-        time.sleep(0.01)
-    listener.join(timeout=300)
+    over = threading.Event()
+
+    def kill_one_of_each() -> None:
+        while not all(killed.values()) and not over.wait(0.01):
+            for name in [name for name, count in killed.items() if not count]:
+                if name == "EncodeBlocks" and night.version() < 2:
+                    continue  # in the middle of its work, not while it starts
+                for process in workers(TITLES[name]):
+                    process.kill()
+                    killed[name] += 1
+                    break
+
+    killer = threading.Thread(target=kill_one_of_each)
+    killer.start()
+    try:
+        report = night.embed()
+    finally:
+        over.set()
+        killer.join()
     assert killed["EncodeBlocks"]
     assert killed["write"] + killed["read_shards"]
-    assert driver.returncode == 0, said
+    assert report.outcome == "published"
     assert night.found() == night.expected(rows)

@@ -21,7 +21,7 @@ def test_a_run_goes_on_when_one_of_two_nodes_is_killed(
     tmp_path: Path, write_jsonl: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     night = Night(tmp_path, make_encoder(tmp_path / "model", layers=6))
-    rows = corpus(900, salt=4)
+    rows = corpus(600, salt=4)
     for i in range(6):
         write_jsonl(night.corpus / f"{i}.jsonl", rows[i::6])
     for name in ("RAY_AUTH_MODE", "PYTHONPATH"):  # `made_cluster` sets them

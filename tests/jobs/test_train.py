@@ -20,6 +20,7 @@ import yaml
 from fsspec.implementations.local import LocalFileSystem
 from safetensors.torch import load_file
 
+from benchmarks.attacks import below, title
 from jobs.train import TrainJob, run
 from stella_ray import settings
 from stella_ray.encode.encoder import Encoder
@@ -48,10 +49,8 @@ def make_job(tmp_path: Path, encoder: Path, out: str = "out", **more: Any) -> Tr
     return TrainJob(**(told | more))
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Any:
-    """The weights that a run in one process, without Ray, ends with."""
-    job = make_job(tmp_path_factory.mktemp("undisturbed"), tiny_encoder)
+def alone(job: TrainJob) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """The weights that a run in one process, without Ray, ends with; and each step's loss."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     plan = TrainPlan(
@@ -65,10 +64,15 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) ->
         tensorboard=None,
     )
     learner = open_learner(plan)
-    for step in range(STEPS):
-        learner.step(step)
+    losses = [learner.step(step).loss for step in range(job.optimizer.steps)]
     torch.set_num_threads(threads)
-    return {name: p.detach() for name, p in learner.parameters.items()}
+    return {name: p.detach() for name, p in learner.parameters.items()}, losses
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Any:
+    """The weights that `make_job`'s run ends with, alone."""
+    return alone(make_job(tmp_path_factory.mktemp("undisturbed"), tiny_encoder))[0]
 
 
 def weights(folder: str | Path) -> dict[str, torch.Tensor]:
@@ -107,11 +111,7 @@ def processes_of(driver: int) -> list[psutil.Process]:
 
 def train_workers() -> list[psutil.Process]:
     """Ray Train's workers below this process's Ray."""
-    return [
-        one
-        for one in psutil.process_iter(["cmdline"])
-        if "RayTrainWorker" in " ".join(one.info["cmdline"] or [])
-    ]
+    return [one for one in below() if "RayTrainWorker" in title(one)]
 
 
 def test_a_run_ends_with_a_model_its_curves_and_held_out_metrics(
@@ -179,25 +179,21 @@ def test_two_workers_end_where_one_does(
 ) -> None:
     """At the recipe's learning rate: Adam makes steps of full size out of rounding noise, where a
     gradient is zero but for it (key biases)."""
-    optimizer = OptimizerSettings(steps=6, learning_rate=1e-6)
-    ends = []
-    for count in (1, 2):
-        job = make_job(
-            tmp_path,
-            tiny_encoder,
-            f"out-{count}",
-            optimizer=optimizer,
-            train=WorkerSettings(workers=count, threads=1),
-        )
-        trained = run(job)
-        ends.append((weights(job.out), [one.loss for one in trained.reports]))
-    (one, losses), (two, other_losses) = ends
+    job = make_job(
+        tmp_path,
+        tiny_encoder,
+        optimizer=OptimizerSettings(steps=6, learning_rate=1e-6),
+        train=WorkerSettings(workers=2, threads=1),
+    )
+    one, losses = alone(job)
+    trained = run(job)
+    two = weights(job.out)
     assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-5
-    assert losses == pytest.approx(other_losses, rel=1e-5)
+    assert losses == pytest.approx([step.loss for step in trained.reports], rel=1e-5)
 
 
 def test_a_killed_driver_is_resumed_to_the_same_weights(
-    tmp_path: Path, tiny_encoder: Path, undisturbed: Any
+    local_ray: None, tmp_path: Path, tiny_encoder: Path, undisturbed: Any, capsys: Any
 ) -> None:
     job = make_job(tmp_path, tiny_encoder)
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(settings.shown(job)), encoding="utf-8")
@@ -208,11 +204,8 @@ def test_a_killed_driver_is_resumed_to_the_same_weights(
     kill_when(str(folder), lambda: processes_of(first.pid))
     assert first.wait(180) == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
-    second = subprocess.run(
-        [*command, "--resume", "true"], env=environment, capture_output=True, text=True, check=False
-    )
-    assert second.returncode == 0, second.stderr
-    assert "going on after step" in second.stdout
+    run(make_job(tmp_path, tiny_encoder, resume=True))
+    assert "going on after step" in capsys.readouterr().out
     found = weights(job.out)
     assert all(torch.equal(found[name], undisturbed[name]) for name in undisturbed)
 

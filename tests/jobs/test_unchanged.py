@@ -17,7 +17,7 @@ from stella_ray.pipeline.unchanged import digest_of, nothing_new, remember
 from stella_ray.storage import write_json
 from stella_ray.table.publish import rollback
 from stella_ray.table.vectors import VectorTable, table_uri
-from tests.jobs.conftest import Desk, documents, rows_of, text
+from tests.jobs.conftest import Desk, Evening, documents, rows_of, text
 
 
 @pytest.fixture(autouse=True)
@@ -87,9 +87,11 @@ def test_a_store_that_says_nothing_of_its_files_has_no_stamps() -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_only_the_live_and_newest_version_of_the_same_shards_counts(small_desk: Desk) -> None:
-    report = small_desk.embed()
-    uri = table_uri(str(small_desk.table))
+def test_only_the_live_and_newest_version_of_the_same_shards_counts(
+    evening: Evening, published_desk: Desk, write_jsonl: Callable[..., Path]
+) -> None:
+    desk, report = published_desk, evening.report
+    uri = table_uri(str(desk.table))
     table = VectorTable.open(uri)
 
     def short(digest: str | None = "d") -> bool:
@@ -99,7 +101,7 @@ def test_only_the_live_and_newest_version_of_the_same_shards_counts(small_desk: 
     assert short()
     assert not short("another")
     assert not short(None)
-    note = Path(f"{small_desk.table}.seen.json")
+    note = Path(f"{desk.table}.seen.json")
     for damaged in ("", "[]", '{"digest": 3}'):
         note.write_text(damaged)
         assert not short()
@@ -109,11 +111,12 @@ def test_only_the_live_and_newest_version_of_the_same_shards_counts(small_desk: 
         assert not short()
     remember(table, "d", report)
     assert short()
-    small_desk.embed(rebuild=True)
+    write_jsonl(desk.corpus / "a.jsonl", documents(11))
+    desk.embed()
     write_json(str(note), {"digest": "d", **{n: 1 for n in ("rows_read", "repeated")}, "version": 1,
                            "table_documents": 1, "table_rows": 1})  # fmt: skip
     assert not short()  # a version that is neither
-    remember(VectorTable.open(uri), "d", small_desk.embed(reread=True))
+    remember(VectorTable.open(uri), "d", desk.embed(reread=True))
     assert short()
     rollback(uri)
     assert not short()

@@ -20,7 +20,7 @@ import ray.data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stella_ray.encode.encoder import Embedded
+from stella_ray.encode.embedded import Embedded
 from stella_ray.encode.models import EncoderSettings, find_encoder
 from stella_ray.encode.tokens import Ragged, TextTokenizer
 from stella_ray.pipeline.cells import CorpusColumns
