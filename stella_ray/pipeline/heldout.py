@@ -16,7 +16,7 @@ from stella_ray.learn.examples import text_keys
 from stella_ray.learn.reading import Example, find_files, read_examples
 from stella_ray.learn.sources import ExampleSource
 from stella_ray.pipeline.cluster import Pool
-from stella_ray.pipeline.texts import embed_texts
+from stella_ray.pipeline.texts import Embedders
 from stella_ray.storage import StorageSettings
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ def evaluate_sets(
         prefixes = (spec.query_prefix, spec.passage_prefix) if one.pairs else ("", "")
         texts += [prefixes[0] + text for text in one.firsts]
         texts += [prefixes[1] + text for text in one.seconds]
-    vectors = embed_texts(texts, encoder, spec.fingerprint["digest"], pool, opened)
+    with Embedders(encoder, spec.fingerprint["digest"], pool, opened) as embedders:
+        vectors = embedders.embed(texts)
     out: dict[str, float] = {}
     for one in held:
         own, vectors = np.split(vectors, [len(one.firsts) + len(one.seconds)])
