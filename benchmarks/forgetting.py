@@ -38,8 +38,8 @@ from stella_ray.learn.mixing import ExampleStream, Mixture
 from stella_ray.learn.recipe import AnchorSettings, ComputeSettings, OptimizerSettings
 from stella_ray.learn.shuffle import key_of
 from stella_ray.learn.sources import ExampleSource
+from stella_ray.learn.statistics import spearman
 from stella_ray.learn.trainee import Trainee
-from stella_ray.pipeline.heldout import spearman
 
 ROUNDS = 1_000
 """Of the bootstrap."""
@@ -89,6 +89,11 @@ class Questions:
         own = scores[np.arange(len(queries)), self.relevant]
         ranks = (scores > own[:, None]).sum(1)
         return {k: ranks < k for k in (1, 5)}
+
+
+def correlation(cosines: np.ndarray, labels: np.ndarray) -> float:
+    """Spearman's."""
+    return float(spearman(cosines, labels, np.ones((1, len(labels))))[0])
 
 
 def interval(measure: Callable[[np.ndarray], float], count: int) -> tuple[float, float]:
@@ -150,7 +155,7 @@ def judged(options: argparse.Namespace, home: Path) -> None:
     def told(name: str, found: tuple[dict[int, np.ndarray], np.ndarray]) -> dict[str, float]:
         hits, cosines = found
         late = questions.late
-        row = {"similarity": spearman(cosines, labels)}
+        row = {"similarity": correlation(cosines, labels)}
         for k, hit in hits.items():
             row |= {f"recall@{k}": float(hit.mean()), f"late recall@{k}": float(hit[late].mean())}
         print(name, {key: round(value, 4) for key, value in row.items()}, flush=True)
@@ -270,7 +275,7 @@ def compare(
 
         def gap_of(at: np.ndarray, a: str = a, b: str = b) -> float:
             ends = [
-                np.mean([spearman(cosines[at], labels[at]) for _, cosines in sides[name]])
+                np.mean([correlation(cosines[at], labels[at]) for _, cosines in sides[name]])
                 for name in (a, b)
             ]
             return float(ends[1] - ends[0])
