@@ -260,7 +260,7 @@ class _Seen:
 
 
 def _watcher(rankings: dict[str, _Seen]) -> Callable[..., dict[str, float]]:
-    """Look in at mteb's place for a task's own scores: it is given each query's, of which none are made."""
+    """Look in where mteb asks a task for scores of its own, and make none."""
 
     def watch(scores: Any, _qrels: Any, results: Any, hf_split: str, **_: Any) -> dict[str, float]:
         rankings[hf_split] = _Seen(scores, results)

@@ -81,7 +81,7 @@ def table(
     lines = [("task", "type", "metric", "ours", reference, "difference", "")]
     for one in sorted(results, key=lambda one: (one.type, one.task, one.ranking != "vectors")):
         theirs = card.get(one.task) if one.ranking == "vectors" else None
-        note = _note(one) + (", from cache" if one.task in from_cache else "")
+        note = _note(one, one.task in from_cache)
         name = one.task if one.ranking == "vectors" else f"  {one.ranking}"
         lines.append((name, one.type, one.metric, *_figures(100 * one.score, theirs), note))
     for mean in means(results, card):
@@ -103,10 +103,11 @@ def _figures(ours: float, theirs: float | None) -> tuple[str, str, str]:
     return f"{ours:.2f}", f"{theirs:.2f}", f"{ours - theirs:+.2f}"
 
 
-def _note(one: TaskResult) -> str:
+def _note(one: TaskResult, cached: bool) -> str:
     facts: Mapping[str, Any] = one.facts
     prefixes = facts.get("prefixes", {})
     words = [str(facts["split"])] if "split" in facts else []
     if any(prefixes.values()):
         words.append("with prefixes")
+    words += ["from cache"] if cached else []
     return ", ".join(words)
