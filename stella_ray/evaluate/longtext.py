@@ -8,6 +8,7 @@ tokens must fall where answers lie behind them, one that sees 1,024 must not.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,8 +24,10 @@ from stella_ray.evaluate.questions import (
     BUCKETS,
     LONG_FROM,
     UNKNOWN,
+    EmptyQuestions,
     LongSet,
     RawSet,
+    Reading,
     bucket,
     choose,
 )
@@ -106,6 +109,7 @@ def read_long_set(
     short_per_long: float = 2.0,
     seed: int = 0,
     simplify: Literal["auto", "yes", "no"] = "auto",
+    empty_questions: EmptyQuestions = "refuse",
     storage: StorageSettings = StorageSettings(),
 ) -> LongSet:
     """Read a set and choose its questions.
@@ -118,6 +122,7 @@ def read_long_set(
         seed: of the undersampling.
         simplify: whether to write traditional characters in their simplified form; auto: where
             frequent words are mostly traditional.
+        empty_questions: what to do with a question without a text.
         storage: where S3 is.
 
     Raises:
@@ -127,9 +132,10 @@ def read_long_set(
     if short_per_long < 0:
         raise SettingsError(f"short_per_long {short_per_long} is below 0; expected 0 or more")
     read = read_folder if is_folder(path, storage) else read_squad
-    raw: RawSet | None = read(path, storage) if simplify != "yes" else None
+    reading = Reading(storage, empty_questions)
+    raw: RawSet | None = read(path, reading) if simplify != "yes" else None
     if raw is None or (simplify == "auto" and is_traditional(raw.documents)):
-        raw = read(path, storage, simplifier())
+        raw = read(path, dataclasses.replace(reading, convert=simplifier()))
         raw.counts["documents in simplified characters"] = len(raw.documents)
     return choose(raw, name, questions, short_per_long, seed)
 

@@ -10,12 +10,13 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
 from stella_ray.errors import CorpusError
 from stella_ray.learn.shuffle import key_of
+from stella_ray.storage import StorageSettings
 
 LONG_FROM = 512
 """Characters before an answer from which on a question is long."""
@@ -24,6 +25,9 @@ EDGES = (0, 128, 256, 512, 1024)
 BUCKETS = ("0-128", "128-256", "256-512", "512-1024", "1024+")
 UNKNOWN = "unknown"
 """Where the answer's place isn't known."""
+
+EmptyQuestions = Literal["refuse", "leave_out", "ask"]
+"""What to do with a question without a text: CMRC2018's trial set has one, and mteb asks it."""
 
 Answers = Sequence[tuple[str, int | None]]
 """Each annotator's answer and where it is said to start: -1 for nowhere, None where it isn't said;
@@ -63,6 +67,38 @@ class RawSet:
     documents: list[str] = field(default_factory=list)
     asked: list[Asked] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a set is read.
+
+    Attributes:
+        storage: where S3 is.
+        empty_questions: what to do with a question without a text.
+        convert: what to do with every document, question and answer.
+    """
+
+    storage: StorageSettings = StorageSettings()
+    empty_questions: EmptyQuestions = "refuse"
+    convert: Callable[[str], str] = str
+
+    def question(self, text: Any, where: str, counts: Counter[str]) -> str | None:
+        """The question's text, None if it is to be left out.
+
+        Raises:
+            CorpusError: it is no text, or an empty one that is refused.
+        """
+        if not isinstance(text, str) or (not text.strip() and self.empty_questions == "refuse"):
+            raise CorpusError(
+                f"{where}: the question is {text!r:.40}, expected a text that isn't empty; with"
+                " empty_questions leave_out those are left out, with ask they are asked"
+            )
+        if not text.strip():
+            counts["questions without a text"] += 1
+            if self.empty_questions == "leave_out":
+                return None
+        return self.convert(text)
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ each also as .gz or .zst.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import orjson
 
 from stella_ray.errors import CorpusError
-from stella_ray.evaluate.questions import Answers, Asked, RawSet
+from stella_ray.evaluate.questions import Answers, Asked, RawSet, Reading
 from stella_ray.learn.reading import COMPRESSED, opened
 from stella_ray.storage import StorageSettings, absolute, filesystem
 from stella_ray.storage_faults import storage_errors
@@ -28,11 +28,7 @@ def is_folder(path: str, storage: StorageSettings = StorageSettings()) -> bool:
     return _file(path, CORPUS, storage) is not None
 
 
-def read_folder(
-    path: str,
-    storage: StorageSettings = StorageSettings(),
-    convert: Callable[[str], str] = str,
-) -> RawSet:
+def read_folder(path: str, reading: Reading = Reading()) -> RawSet:
     """Read a set from its folder.
 
     Documents of equal texts are one. Questions that the qrels name no document for are counted and
@@ -40,24 +36,24 @@ def read_folder(
 
     Args:
         path: of the folder.
-        storage: where S3 is.
-        convert: what to do with every document, question and answer.
+        reading: how.
 
     Raises:
         CorpusError: with the file and the line.
     """
-    raw = RawSet()
+    raw, storage = RawSet(), reading.storage
     distinct: dict[str, int] = {}
     document_of: dict[str, int] = {}
     for name, row, where in _rows(_found(path, CORPUS, storage), storage):
-        document_of[name] = distinct.setdefault(convert(_text(row, where)), len(distinct))
+        text = row.get("text")
+        if not isinstance(text, str) or not text.strip():
+            raise CorpusError(f"{where}: the document is {text!r:.40}, expected a text, not empty")
+        document_of[name] = distinct.setdefault(reading.convert(text), len(distinct))
     raw.documents = list(distinct)
     raw.counts["documents of equal texts"] = len(document_of) - len(distinct)
-    questions = {
-        name: (row, where) for name, row, where in _rows(_found(path, QUERIES, storage), storage)
-    }
-    for row, where in questions.values():
-        _text(row, where)
+    questions: dict[str, tuple[str | None, dict[str, Any], str]] = {}
+    for name, row, where in _rows(_found(path, QUERIES, storage), storage):
+        questions[name] = reading.question(row.get("text"), where, raw.counts), row, where
     judged: dict[str, dict[int, int]] = {name: {} for name in questions}
     for query, document, score, where in _qrels(_found(path, QRELS, storage), storage):
         for name, known, file in ((query, questions, QUERIES), (document, document_of, CORPUS)):
@@ -67,17 +63,19 @@ def read_folder(
         number = document_of[document]
         own[number] = max(score, own.get(number, score))
     for name, relevance in judged.items():
-        row, where = questions[name]
+        asked, row, where = questions[name]
         right = [document for document, score in relevance.items() if score > 0]
+        if asked is None:
+            continue
         if not right:
             raw.counts["questions without a relevant document"] += 1
             continue
-        answers = dict.fromkeys(right, _answers(row, where, convert))
-        raw.asked.append(Asked(name, convert(row["text"]), relevance, answers, row, where))
+        answers = dict.fromkeys(right, _answers(row, where, reading))
+        raw.asked.append(Asked(name, asked, relevance, answers, row, where))
     return raw
 
 
-def _answers(row: dict[str, Any], where: str, convert: Callable[[str], str]) -> Answers:
+def _answers(row: dict[str, Any], where: str, reading: Reading) -> Answers:
     start, answer = row.get("answer_start"), row.get("answer")
     if isinstance(start, bool) or not isinstance(start, int | None):
         raise CorpusError(
@@ -87,7 +85,7 @@ def _answers(row: dict[str, Any], where: str, convert: Callable[[str], str]) -> 
         raise CorpusError(f"{where}: answer is {answer!r:.40}, expected a text")
     if answer is None:
         return [] if start is None else [("", start)]
-    return [(convert(answer), start)]
+    return [(reading.convert(answer), start)]
 
 
 def _file(path: str, name: str, storage: StorageSettings) -> str | None:
@@ -130,13 +128,6 @@ def _rows(path: str, storage: StorageSettings) -> Iterator[tuple[str, dict[str, 
             yield name, row, where
     if not seen:
         raise CorpusError(f"{path}: the file is empty; expected a line of JSON for each")
-
-
-def _text(row: dict[str, Any], where: str) -> str:
-    text = row.get("text")
-    if not isinstance(text, str) or not text.strip():
-        raise CorpusError(f"{where}: text is {text!r:.40}, expected a text that isn't empty")
-    return text
 
 
 def _qrels(path: str, storage: StorageSettings) -> Iterator[tuple[str, str, int, str]]:

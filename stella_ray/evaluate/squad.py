@@ -11,14 +11,14 @@ Answers are [{"text", "answer_start"}], {"text": […], "answer_start": […]} o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
 from stella_ray.errors import CorpusError
-from stella_ray.evaluate.questions import Answers, Asked, RawSet
+from stella_ray.evaluate.questions import Answers, Asked, RawSet, Reading
 from stella_ray.learn.reading import file_form, opened
 from stella_ray.storage import StorageSettings
 
@@ -28,11 +28,7 @@ QUESTION = ("question", "query_text", "input")
 ID = ("id", "query_id", "_id")
 
 
-def read_squad(
-    path: str,
-    storage: StorageSettings = StorageSettings(),
-    convert: Callable[[str], str] = str,
-) -> RawSet:
+def read_squad(path: str, reading: Reading = Reading()) -> RawSet:
     """Read a set from one file.
 
     Documents are distinct texts. Questions of the same words are one question with all of their
@@ -40,8 +36,7 @@ def read_squad(
 
     Args:
         path: .json (a tree) or .jsonl, .ndjson (an object a line), also .gz and .zst.
-        storage: where S3 is.
-        convert: what to do with every document, question and answer.
+        reading: how.
 
     Raises:
         CorpusError: with the file and the line or the path in the tree.
@@ -50,21 +45,23 @@ def read_squad(
     numbers: dict[str, int] = {}
     seen: dict[str, str] = {}
     same: dict[str, list[Asked]] = {}
-    for paragraph in _paragraphs(path, storage):
-        document = numbers.setdefault(convert(paragraph.text), len(numbers))
+    for paragraph in _paragraphs(path, reading.storage):
+        document = numbers.setdefault(reading.convert(paragraph.text), len(numbers))
         for where, row in paragraph.questions:
-            text = convert(_text(row, QUESTION, where).strip())
+            text = reading.question(_value(row, QUESTION, where), where, raw.counts)
             name = str(next((row[key] for key in ID if row.get(key) is not None), where))
             if name in seen:
                 raise CorpusError(f"{where}: id {name!r} stands twice, first at {seen[name]}")
             seen[name] = where
+            if text is None:
+                continue
             said = _answers(row.get("answers"), where)
             if not said:
                 raw.counts["questions without an answer"] += 1
                 continue
-            own = {document: [(convert(answer), start) for answer, start in said]}
-            one = Asked(name, text, {document: 1}, own, row, where)
-            same.setdefault(text, []).append(one)
+            own = {document: [(reading.convert(answer), start) for answer, start in said]}
+            one = Asked(name, text.strip(), {document: 1}, own, row, where)
+            same.setdefault(one.text, []).append(one)
     if not seen:
         raise CorpusError(
             f"{path}: no questions; expected SQuAD's tree or lines of context and qas"
@@ -117,29 +114,35 @@ def _below(value: Any, where: str, inside: str) -> Iterator[_Paragraph]:
         if isinstance(value.get(key), list):
             yield from _below(value[key], where, f"{inside}.{key}".lstrip("."))
             return
-    text = _text(value, CONTEXT, place)
+    text = _value(value, CONTEXT, place)
+    if not isinstance(text, str) or not text.strip():
+        raise CorpusError(f"{place}: the document is {text!r:.40}, expected a text, not empty")
     if "qas" not in value:
         yield _Paragraph(text, [(place, value)])
-        return
-    if not isinstance(value["qas"], list):
+    elif not isinstance(value["qas"], list):
         raise CorpusError(f"{place}: qas is {value['qas']!r:.40}, expected a list")
-    asked: list[tuple[str, Mapping[str, Any]]] = []
-    for number, row in enumerate(value["qas"]):
-        at = f"{place}.qas[{number}]" if inside else f"{place}: qas[{number}]"
-        if not isinstance(row, dict):
-            raise CorpusError(f"{at}: {row!r:.40}, expected an object with question and answers")
-        asked.append((at, row))
-    yield _Paragraph(text, asked)
+    else:
+        at = place if inside else f"{place}: "
+        yield _Paragraph(
+            text,
+            [
+                _row(row, f"{at}.qas[{i}]".replace(": .", ": "))
+                for i, row in enumerate(value["qas"])
+            ],
+        )
 
 
-def _text(row: Mapping[str, Any], keys: tuple[str, ...], where: str) -> str:
-    key = next((key for key in keys if key in row), None)
-    if key is None:
-        raise CorpusError(f"{where}: no {' or '.join(keys)}; it has {', '.join(row) or 'nothing'}")
-    value = row[key]
-    if not isinstance(value, str) or not value.strip():
-        raise CorpusError(f"{where}: {key} is {value!r:.40}, expected a text that isn't empty")
-    return value
+def _row(row: Any, where: str) -> tuple[str, Mapping[str, Any]]:
+    if not isinstance(row, dict):
+        raise CorpusError(f"{where}: {row!r:.40}, expected an object with question and answers")
+    return where, row
+
+
+def _value(row: Mapping[str, Any], keys: tuple[str, ...], where: str) -> Any:
+    for key in keys:
+        if key in row:
+            return row[key]
+    raise CorpusError(f"{where}: no {' or '.join(keys)}; it has {', '.join(row) or 'nothing'}")
 
 
 def _answers(value: Any, where: str) -> Answers:

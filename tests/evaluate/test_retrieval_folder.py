@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from stella_ray.errors import CorpusError
+from stella_ray.evaluate.questions import Reading
 from stella_ray.evaluate.retrieval_folder import is_folder, read_folder
 
 CORPUS = [
@@ -63,16 +64,30 @@ def test_compressed_files_and_trec_evals_columns_are_read_too(tmp_path: Path) ->
     assert [one.relevance for one in again.asked] == [one.relevance for one in plain.asked]
 
 
+def test_questions_without_a_text_are_refused_left_out_or_asked_as_one_says(
+    tmp_path: Path,
+) -> None:
+    path = written(tmp_path / "set", queries=[*QUERIES[1:], {"_id": "q0", "text": ""}])
+    with pytest.raises(CorpusError, match="line 4: the question is '', expected"):
+        read_folder(path)
+    for how, names in {"leave_out": {"q1", "7"}, "ask": {"q0", "q1", "7"}}.items():
+        raw = read_folder(path, Reading(empty_questions=how))  # type: ignore[arg-type]
+        assert {one.name for one in raw.asked} == names
+        assert raw.counts["questions without a text"] == 1
+
+
 BAD = {
     "corpus.jsonl: line 2: _id 'd0' stands twice, first in line 1": {
         "corpus": [CORPUS[0], CORPUS[0]]
     },
-    "corpus.jsonl: line 1: text is '  ', expected a text": {"corpus": [{"_id": "d", "text": "  "}]},
+    "corpus.jsonl: line 1: the document is '  ', expected a text": {
+        "corpus": [{"_id": "d", "text": "  "}]
+    },
     "corpus.jsonl: line 1: {'id': 'd', 'text': '甲'}, expected an object with _id": {
         "corpus": [{"id": "d", "text": "甲"}]
     },
     "corpus.jsonl: the file is empty": {"corpus": []},
-    "queries.jsonl: line 1: text is None": {"queries": [{"_id": "q0"}]},
+    "queries.jsonl: line 1: the question is None": {"queries": [{"_id": "q0"}]},
     "queries.jsonl: line 1: answer_start is '5', expected a number": {
         "queries": [{"_id": "q0", "text": "乙？", "answer_start": "5"}]
     },

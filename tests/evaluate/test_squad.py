@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from stella_ray.errors import CorpusError
-from stella_ray.evaluate.questions import locate
+from stella_ray.evaluate.questions import Reading, locate
 from stella_ray.evaluate.squad import read_squad
 
 
@@ -120,16 +120,31 @@ def test_equal_documents_are_one_and_equal_questions_have_all_their_documents(
 
 def test_every_text_is_converted(tmp_path: Path) -> None:
     value = tree({"context": "ABC", "qas": [qa("a", "B?", ("B", 1))]})
-    raw = read_squad(saved(tmp_path / "a.json", value), convert=str.lower)
+    raw = read_squad(saved(tmp_path / "a.json", value), Reading(convert=str.lower))
     assert (raw.documents, raw.asked[0].text) == (["abc"], "b?")
     assert raw.asked[0].answers == {0: [("b", 1)]}
+
+
+def test_questions_without_a_text_are_refused_left_out_or_asked_as_one_says(
+    tmp_path: Path,
+) -> None:
+    value = tree({"context": "甲乙", "qas": [qa("a", "", ("甲", 0)), qa("b", "谁？", ("乙", 1))]})
+    path = saved(tmp_path / "a.json", value)
+    with pytest.raises(
+        CorpusError, match=r"qas\[0\]: the question is '', .* empty_questions leave"
+    ):
+        read_squad(path)
+    for how, names in {"leave_out": ["b"], "ask": ["a", "b"]}.items():
+        raw = read_squad(path, Reading(empty_questions=how))  # type: ignore[arg-type]
+        assert [one.name for one in raw.asked] == names
+        assert raw.counts["questions without a text"] == 1
 
 
 GOOD = qa("a", "谁？", ("甲", 0))
 BAD = {
     "data[0].paragraphs[0].qas[1]: id 'a' stands twice, first at": [GOOD, GOOD],
     "data[0].paragraphs[0].qas[0]: no question or query_text or input; it has id": [{"id": "a"}],
-    "data[0].paragraphs[0].qas[0]: question is ' ', expected a text": [qa("a", " ")],
+    "data[0].paragraphs[0].qas[0]: the question is ' ', expected a text": [qa("a", " ")],
     "data[0].paragraphs[0].qas[0]: 5, expected an object with question": [5],
     "data[0].paragraphs[0].qas[0]: an answer is {'text': '甲', 'answer_start': '0'}, expected": [
         qa("a", "谁？", ("甲", "0"))  # type: ignore[arg-type]
@@ -150,7 +165,7 @@ def test_a_bad_question_is_named_by_file_and_path(message: str, tmp_path: Path) 
 
 def test_a_bad_document_or_file_is_named(tmp_path: Path) -> None:
     for value, message in {
-        '{"data": [{"paragraphs": [{"context": "", "qas": []}]}]}': "paragraphs[0]: context is ''",
+        '{"data": [{"paragraphs": [{"context": "", "qas": []}]}]}': "[0]: the document is ''",
         '{"data": [{"title": "甲"}]}': "data[0]: no context or context_text; it has title",
         '{"data": [{"paragraphs": [{"context": "甲", "qas": 1}]}]}': "qas is 1, expected a list",
         '{"data": [': "no JSON",
