@@ -93,7 +93,7 @@ class Questions:
 
 def correlation(cosines: np.ndarray, labels: np.ndarray) -> float:
     """Spearman's."""
-    return float(spearman(cosines, labels, np.ones((1, len(labels))))[0])
+    return float(spearman(cosines, labels, np.ones((len(labels), 1)))[0])
 
 
 def interval(measure: Callable[[np.ndarray], float], count: int) -> tuple[float, float]:

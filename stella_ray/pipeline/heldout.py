@@ -75,7 +75,7 @@ def evaluate_sets(
             cosines = (first_vectors[at_first] * second_vectors[at_second]).sum(1)
             labels = np.array([row.label for row in one.rows])
             out[f"{one.name}/spearman"] = float(
-                spearman(cosines, labels, np.ones((1, len(labels))))[0]
+                spearman(cosines, labels, np.ones((len(labels), 1)))[0]
             )
     return out
 

@@ -25,7 +25,7 @@ def columns(rows: list[tuple[int, int, int]]) -> tuple[np.ndarray, np.ndarray, n
 
 
 def once(score: Callable[..., np.ndarray], values: np.ndarray, labels: np.ndarray) -> float:
-    return float(score(values, labels, np.ones((1, len(values)), int))[0])
+    return float(score(values, labels, np.ones((len(values), 1)))[0])
 
 
 @given(ROWS)
@@ -51,6 +51,6 @@ def test_a_row_that_counts_twice_is_a_row_that_stands_there_twice(
     values, labels, counts = columns(rows)
     again = np.repeat(np.arange(len(rows)), counts)
     for score in (spearman, average_precision):
-        found = float(score(values, labels, counts[None])[0])
+        found = float(score(values, labels, counts[:, None].astype(float))[0])
         assert found == pytest.approx(once(score, values[again], labels[again]), abs=1e-9)
-    assert mean(values, counts[None])[0] == pytest.approx(values[again].mean())
+    assert mean(values, counts[:, None].astype(float))[0] == pytest.approx(values[again].mean())
