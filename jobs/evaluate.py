@@ -1,50 +1,73 @@
-"""How good an encoder is: C-MTEB by mteb's own protocol, with the model card's figures beside.
+"""How good an encoder is: C-MTEB by mteb's protocol, and long texts by where the answer stands.
 
-python jobs/evaluate.py --encoder.path MODEL --suite cmteb|mteb|TASK,… --output FOLDER [--data DIR]
+python jobs/evaluate.py --encoder.path MODEL --suite cmteb|mteb|long|all|TASK,… --output FOLDER
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from stella_ray import settings
-from stella_ray.encode.models import EncoderSettings, find_encoder
-from stella_ray.errors import CorpusError, SettingsError
-from stella_ray.evaluate.local_data import LocalTask, find_local
+from stella_ray.encode.models import EncoderSettings
+from stella_ray.errors import SettingsError
+from stella_ray.evaluate.compare import Comparison, as_text, compare
+from stella_ray.evaluate.local_data import find_local
+from stella_ray.evaluate.longtext import find_long_sets, read_long_set
 from stella_ray.evaluate.references import card_of
-from stella_ray.evaluate.results import TaskResult
-from stella_ray.evaluate.store import ResultStore
-from stella_ray.evaluate.summary import means, table
-from stella_ray.evaluate.tasks import CMTEB, PrefixRule, Task, find_tasks, prefixes_of
+from stella_ray.evaluate.summary import table
+from stella_ray.evaluate.tasks import CMTEB, PrefixRule, find_tasks
 from stella_ray.pipeline.cluster import PoolSettings, cluster, size_pool
 from stella_ray.pipeline.texts import Embedders
 from stella_ray.storage import StorageSettings, write_json
 
+if TYPE_CHECKING:
+    from stella_ray.evaluate.evaluation import Evaluation, Plan
+
 log = logging.getLogger("stella_ray.evaluate")
 
-SUITES = {
+SUITES: dict[str, list[str]] = {
     "cmteb": list(CMTEB),
     "mteb": [name for name, task in CMTEB.items() if task.mteb_splits],
+    "long": [],
+    "all": list(CMTEB),
 }
+WITH_LONG = ("long", "all")
 
-OFFLINE = "HF_HUB_OFFLINE"
-"""Set, only what was fetched before comes from the hub, and asking it takes no time."""
+
+@dataclass(frozen=True, kw_only=True)
+class LongSettings:
+    """Long sets: which of their questions are asked."""
+
+    sets: list[str] = field(default_factory=list)
+    """Files of SQuAD's kind, folders with corpus, queries and qrels, or folders of these. Default:
+    all in --data that no task of C-MTEB is called."""
+    questions: str = "rule"
+    """rule: those whose answer lies past 512 characters, and others undersampled; all; or a field
+    of the set that says which."""
+    short_per_long: float = 2.0
+    """Other questions for each long one, where there are so many; the card's are 2."""
+    seed: int = 0
+    """Of the undersampling."""
+    simplify: Literal["auto", "yes", "no"] = "auto"
+    """Write traditional characters in their simplified form; auto: where there are many."""
+    empty_questions: Literal["refuse", "leave_out", "ask"] = "refuse"
+    """What to do with a question without a text."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateJob:
-    """How good an encoder is: C-MTEB by mteb's own protocol, with the model card's figures."""
+    """How good an encoder is: C-MTEB by mteb's protocol, and long texts."""
 
     encoder: EncoderSettings = field(default_factory=EncoderSettings)
+    against: str | None = None
+    """Another encoder (a hub id, a folder or a bundled name) to do the same, and to compare: which
+    differences are more than chance."""
     suite: str = "cmteb"
-    """cmteb: the 35 tasks of the model card; mteb: the 31 of them that are `MTEB(cmn, v1)`; or
-    names of tasks with commas between them."""
+    """cmteb: the 35 tasks of the model card; mteb: the 31 of them that are `MTEB(cmn, v1)`; long:
+    the long sets; all: cmteb and long; or names of tasks and long sets with commas between them."""
     output: str
     """Folder of records, with a folder for each encoder; tasks that are there aren't done again."""
     data: str | None = None
@@ -54,182 +77,158 @@ class EvaluateJob:
     """Ask the hub for tasks that --data lacks."""
     prefixes: PrefixRule = "auto"
     """Tasks whose queries and passages have the encoder's prefixes. auto: retrieval, where they are
-    piccolo's and stella's; retrieval and reranking with bge's and all others."""
+    piccolo's and stella's; retrieval and reranking with bge's and all others. Long sets always have
+    them but with none."""
+    pool: Literal["each", "all"] = "each"
+    """What a long set's questions search: its own documents, or those of all sets."""
     reference: str = "stella-base-zh"
     """Whose published figures stand beside: stella-, piccolo- or bge-…-zh, as on stella's card."""
     fresh: bool = False
     """Do tasks again that are done."""
-    pool: PoolSettings = field(default_factory=PoolSettings)
+    long: LongSettings = field(default_factory=LongSettings)
+    workers: PoolSettings = field(default_factory=PoolSettings)
     storage: StorageSettings = field(default_factory=StorageSettings)
 
     def __post_init__(self) -> None:
         """Refuse what can't hold."""
-        self.names  # noqa: B018 - refuses what it refuses
         card_of(self.reference)
-
-    @property
-    def names(self) -> list[str]:
-        """The tasks that are asked for."""
-        if self.suite.lower() in SUITES:
-            return SUITES[self.suite.lower()]
-        names = [name.strip() for name in self.suite.split(",") if name.strip()]
-        if not names:
+        if not self.names and self.suite.lower() not in SUITES:
             raise SettingsError(
                 f"suite {self.suite!r} names nothing; expected {', '.join(SUITES)} or tasks"
             )
-        return find_tasks(names)
+        if self.suite.lower() == "long" and not (self.long.sets or self.data):
+            raise SettingsError("suite long has no sets; give --long.sets or --data")
 
     @property
-    def named(self) -> bool:
-        """Whether single tasks are asked for, which then must be there."""
-        return self.suite.lower() not in SUITES
+    def names(self) -> list[str]:
+        """The tasks and long sets as they are asked for; none where they are a suite's."""
+        if self.suite.lower() in SUITES:
+            return []
+        return [name.strip() for name in self.suite.split(",") if name.strip()]
 
 
 def run(job: EvaluateJob) -> dict[str, Any]:
-    """Do what isn't done, and show it beside the card's figures.
+    """Do what isn't done, and show it beside the card's figures and the other encoder's.
 
     Raises:
         CorpusError: a task's files are wrong, or a task that was named can't be had.
     """
     settings.refuse_relative(output=job.output, data=job.data)
-    require_mteb()
+    for place in job.long.sets:
+        settings.refuse_relative(**{"long.sets": place})
     job = dataclasses.replace(job, storage=job.storage.resolved())
-    tasks = [CMTEB[name] for name in job.names]
-    local = find_local(job.data, tasks, job.storage) if job.data else {}
-    evaluation = Evaluation(job)
-    for task in tasks:
-        evaluation.look_up(task, local.get(task.name))
-    if evaluation.todo:
-        with evaluation.vectors() as embed:
-            for task, one, revision in evaluation.todo:
-                evaluation.execute(task, one, revision, embed)
-    report = evaluation.report()
-    write_json(f"{evaluation.store.folder}/report.json", report, job.storage)
-    evaluation.show()
-    return report
-
-
-class Evaluation:
-    """A run: what is done, what is to do, and what can't be had.
-
-    Args:
-        job: its settings.
-    """
-
-    def __init__(self, job: EvaluateJob) -> None:
-        self.job = job
-        self.spec = find_encoder(job.encoder)
-        self.store = ResultStore(job.output, job.encoder, self.spec, job.storage)
-        self.results: list[TaskResult] = []
-        self.cached: list[str] = []
-        self.todo: list[tuple[Task, LocalTask | None, str]] = []
-        self.missing: dict[str, str] = {}
-        self.no_hub = ""
-
-    def protocol(self, task: Task) -> dict[str, Any]:
-        """What a record depends on beside encoder and data."""
-        import mteb
-
-        prefixes = prefixes_of(task, self.job.prefixes, self.spec)
-        return {"mteb": mteb.__version__, "split": task.split, "prefixes": prefixes}
-
-    def look_up(self, task: Task, local: LocalTask | None) -> None:
-        """Take a task's records, or put it down as to do."""
-        from stella_ray.evaluate.cmteb import hub_revision
-
-        if local is None and not self.job.hub:
-            self._lacks(task, f"no folder for it in --data {self.job.data}, and --hub is false")
-            return
-        revision = hub_revision(task) if local is None else local.revision
-        rankings = ("vectors", "bm25", "hybrid") if task.type == "Retrieval" else ("vectors",)
-        there = [
-            self.store.find(task.name, revision, self.protocol(task), ranking)
-            for ranking in rankings
-        ]
-        done = [one for one in there if one is not None]
-        if len(done) < len(rankings) or self.job.fresh:
-            self.todo.append((task, local, revision))
-            return
-        self.results += done
-        self.cached.append(task.name)
-        log.info("%s: from cache", task.name)
-
-    def execute(self, task: Task, local: LocalTask | None, revision: str, embed: Any) -> None:
-        """Do a task and keep its records at once."""
-        from stella_ray.evaluate.cmteb import HubError, evaluate_task, open_task
-
-        if local is None and self.no_hub:
-            self._lacks(task, f"no folder for it in --data, and {self.no_hub}")
-            return
-        try:
-            opened = open_task(task, local)
-        except HubError as error:
-            # Asked for each of 35 tasks, a hub that isn't there takes a quarter of an hour.
-            if isinstance(error.__cause__, ConnectionError) and not os.environ.get(OFFLINE):
-                self.no_hub = f"the hub couldn't be reached for {task.name} before"
-            self._lacks(task, str(error))
-            return
-        facts = {"data": "hub" if local is None else local.folder}
-        prefixes = prefixes_of(task, self.job.prefixes, self.spec)
-        identity = {"revision": revision, "fingerprint": self.store.fingerprint}
-        for one in evaluate_task(task, opened, embed, prefixes, facts, **identity):
-            self.store.keep(one, self.protocol(task))
-            self.results.append(one)
-            log.info("%s (%s): %s %.4f", one.task, one.ranking, one.metric, one.score)
-
-    def _lacks(self, task: Task, why: str) -> None:
-        if self.job.named:
-            raise CorpusError(why if task.name in why else f"task {task.name}: {why}")
-        self.missing[task.name] = why
-        log.warning("%s: not available (%s)", task.name, why)
-
-    @contextmanager
-    def vectors(self) -> Iterator[Any]:
-        """Texts to vectors by actors on the cluster."""
-        with ExitStack() as stack:
-            stack.enter_context(cluster())
-            pool = size_pool(self.job.pool)
+    plan = planned(job)
+    sides = evaluations(job, plan)
+    for side in sides:
+        side.look_up()
+    if not all(side.done for side in sides):
+        with cluster():
+            pool = size_pool(job.workers)
             log.info("%s", pool)
-            embedders = Embedders(self.job.encoder, self.store.fingerprint, pool)
-            yield stack.enter_context(embedders).embed
-
-    def report(self) -> dict[str, Any]:
-        """All of it as plain values."""
-        card = card_of(self.job.reference)
-        return {
-            "encoder": self.spec.fingerprint,
-            "settings": settings.shown(self.job),
-            "reference": self.job.reference,
-            "tasks": [
-                {**one.to_json(), "units": None, "card": card.get(one.task)} for one in self.results
-            ],
-            "means": [dataclasses.asdict(one) for one in means(self.results, card)],
-            "from_cache": self.cached,
-            "not_available": self.missing,
-        }
-
-    def show(self) -> None:
-        """Print the table, and what isn't in it."""
-        job = self.job
-        if self.results:
-            print(table(self.results, card_of(job.reference), job.reference, self.cached))
-        if self.missing:
-            print(f"not available, {len(self.missing)} tasks: {', '.join(self.missing)}")
-        print(f"report: {self.store.folder}/report.json")
+            for side in sides:
+                with Embedders(side.encoder, side.store.fingerprint, pool) as embedders:
+                    side.execute(embedders.embed)
+    card = card_of(job.reference)
+    report: dict[str, Any] = {"settings": settings.shown(job), "reference": job.reference}
+    for side in sides:
+        own = report | side.report(card)
+        write_json(f"{side.store.folder}/report.json", own, job.storage)
+        show(side, job, card)
+    if not job.against:
+        return own
+    found = compare(sides[0].results, sides[1].results, (job.encoder.path, job.against))
+    return own_and_other(job, sides, report, found)
 
 
-def require_mteb() -> None:
-    """Refuse to begin where mteb isn't installed.
+def planned(job: EvaluateJob) -> Plan:
+    """What to evaluate on: names found, files found, long sets read.
 
     Raises:
-        SettingsError: it isn't.
+        SettingsError: an unknown name, or mteb isn't installed.
+        CorpusError: a long set's files are wrong.
     """
     try:
-        import mteb  # noqa: F401
+        from stella_ray.evaluate.evaluation import Plan
     except ImportError as error:
         raise SettingsError(
-            f"evaluation needs mteb ({error}); install it: pip install 'stella-ray[evaluate]'"
+            f"evaluation needs Python 3.11 and mteb ({error}); install it: pip install"
+            " 'stella-ray[evaluate]'"
         ) from None
+    suite = job.suite.lower()
+    places: dict[str, str] = {}
+    tasks_alone = bool(job.names) and all(name.lower() in LOWER for name in job.names)
+    if (suite in WITH_LONG or job.names) and not tasks_alone and (job.long.sets or job.data):
+        places = find_long_sets(job.long.sets or [str(job.data)], job.storage)
+        places = {name: path for name, path in places.items() if name.lower() not in LOWER}
+    names = find_tasks(job.names, list(places)) if job.names else [*SUITES[suite], *places]
+    tasks = [CMTEB[name] for name in names if name in CMTEB]
+    how = {
+        one.name: getattr(job.long, one.name)
+        for one in dataclasses.fields(job.long)
+        if one.name != "sets"
+    }
+    return Plan(
+        tasks=tasks,
+        local=find_local(job.data, tasks, job.storage) if job.data and tasks else {},
+        long_sets=[
+            read_long_set(places[name], name, storage=job.storage, **how)
+            for name in names
+            if name in places
+        ],
+        output=job.output,
+        prefixes=job.prefixes,
+        pool=job.pool,
+        hub=job.hub,
+        must=bool(job.names),
+        fresh=job.fresh,
+        storage=job.storage,
+    )
+
+
+LOWER = {name.lower() for name in CMTEB}
+
+
+def evaluations(job: EvaluateJob, plan: Plan) -> list[Evaluation]:
+    """The encoder's run, and the other one's."""
+    from stella_ray.evaluate.evaluation import Evaluation
+
+    out = [Evaluation(job.encoder, plan)]
+    if job.against:
+        # How it runs is the same; what belongs to a model is its own.
+        how = {name: getattr(job.encoder, name) for name in ("dtype", "token_budget", "device")}
+        other = EncoderSettings(
+            path=job.against, implementation=job.encoder.implementation, **how
+        )
+        out.append(Evaluation(other, plan))
+    return out
+
+
+def own_and_other(
+    job: EvaluateJob, sides: list[Evaluation], report: dict[str, Any], found: Comparison
+) -> dict[str, Any]:
+    """Write and print the comparison."""
+    folders = [side.store.folder.rpartition("/")[2] for side in sides]
+    path = f"{job.output.rstrip('/')}/{folders[0]}-against-{folders[1]}.json"
+    card = card_of(job.reference)
+    both = report | {
+        "a": sides[0].report(card),
+        "b": sides[1].report(card),
+        "comparison": found.to_json(),
+    }
+    write_json(path, both, job.storage)
+    print(as_text(found))
+    print(f"comparison: {path}")
+    return both
+
+
+def show(side: Evaluation, job: EvaluateJob, card: dict[str, float]) -> None:
+    """Print the table, and what isn't in it."""
+    print(side.spec.name)
+    if side.results:
+        print(table(side.results, card, job.reference, side.cached))
+    if side.missing:
+        print(f"not available, {len(side.missing)} tasks: {', '.join(side.missing)}")
+    print(f"report: {side.store.folder}/report.json")
 
 
 def main() -> None:

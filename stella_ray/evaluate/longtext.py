@@ -199,7 +199,7 @@ def evaluate_long(
                 "bm25": (words, counted - looked_up),
                 "hybrid": (fuse([near, words], DEPTH), spent + counted - began),
             }
-            revision = each.revision if pool == "each" else _together(sets, each)
+            revision = revision_of(each, sets, pool)
             for ranking, (ranked, seconds) in rankings.items():
                 found = ranking_metrics(ranked, relevance, (1, 5, 10))
                 names = [question.name for question in each.questions]
@@ -220,7 +220,10 @@ def evaluate_long(
                 )
 
 
-def _together(sets: Sequence[LongSet], one: LongSet) -> str:
+def revision_of(one: LongSet, sets: Sequence[LongSet], pool: Literal["each", "all"]) -> str:
+    """A set's data, and with one pool for all also what the others put there."""
+    if pool == "each":
+        return one.revision
     parts = [one.revision, *sorted(each.revision for each in sets)]
     return hashlib.sha256("".join(parts).encode()).hexdigest()
 
