@@ -185,7 +185,7 @@ def evaluate_long(
                 "pool": pool,
                 "documents": len(documents),
                 "counts": each.counts,
-                "prefixes": [query_prefix, passage_prefix],
+                "prefixes": {"query": query_prefix, "document": passage_prefix},
                 "starts": starts,
             }
             queries = [question.text for question in each.questions]
