@@ -16,12 +16,13 @@ from stella_ray.errors import SettingsError
 from stella_ray.evaluate.compare import Comparison, as_text, compare
 from stella_ray.evaluate.local_data import find_local
 from stella_ray.evaluate.longtext import find_long_sets, read_long_set
+from stella_ray.evaluate.page import comparison_page, encoder_page
 from stella_ray.evaluate.references import card_of
 from stella_ray.evaluate.summary import table
 from stella_ray.evaluate.tasks import CMTEB, PrefixRule, find_tasks
 from stella_ray.pipeline.cluster import PoolSettings, cluster, size_pool
 from stella_ray.pipeline.texts import Embedders
-from stella_ray.storage import StorageSettings, write_json
+from stella_ray.storage import StorageSettings, write_json, write_text
 
 if TYPE_CHECKING:
     from stella_ray.evaluate.evaluation import Evaluation, Plan
@@ -133,6 +134,8 @@ def run(job: EvaluateJob) -> dict[str, Any]:
     for side in sides:
         own = report | side.report(card)
         write_json(f"{side.store.folder}/report.json", own, job.storage)
+        page = encoder_page(side.spec.name, side.results)
+        write_text(f"{side.store.folder}/report.html", page, job.storage)
         show(side, job, card)
     if not job.against:
         return own
@@ -196,9 +199,7 @@ def evaluations(job: EvaluateJob, plan: Plan) -> list[Evaluation]:
     if job.against:
         # How it runs is the same; what belongs to a model is its own.
         how = {name: getattr(job.encoder, name) for name in ("dtype", "token_budget", "device")}
-        other = EncoderSettings(
-            path=job.against, implementation=job.encoder.implementation, **how
-        )
+        other = EncoderSettings(path=job.against, implementation=job.encoder.implementation, **how)
         out.append(Evaluation(other, plan))
     return out
 
@@ -208,16 +209,17 @@ def own_and_other(
 ) -> dict[str, Any]:
     """Write and print the comparison."""
     folders = [side.store.folder.rpartition("/")[2] for side in sides]
-    path = f"{job.output.rstrip('/')}/{folders[0]}-against-{folders[1]}.json"
+    path = f"{job.output.rstrip('/')}/{folders[0]}-against-{folders[1]}"
     card = card_of(job.reference)
     both = report | {
         "a": sides[0].report(card),
         "b": sides[1].report(card),
         "comparison": found.to_json(),
     }
-    write_json(path, both, job.storage)
+    write_json(f"{path}.json", both, job.storage)
+    write_text(f"{path}.html", comparison_page(found), job.storage)
     print(as_text(found))
-    print(f"comparison: {path}")
+    print(f"comparison: {path}.html")
     return both
 
 
@@ -228,7 +230,7 @@ def show(side: Evaluation, job: EvaluateJob, card: dict[str, float]) -> None:
         print(table(side.results, card, job.reference, side.cached))
     if side.missing:
         print(f"not available, {len(side.missing)} tasks: {', '.join(side.missing)}")
-    print(f"report: {side.store.folder}/report.json")
+    print(f"report: {side.store.folder}/report.html")
 
 
 def main() -> None:

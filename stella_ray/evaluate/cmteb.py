@@ -7,7 +7,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,6 @@ import numpy as np
 from sklearn.metrics.pairwise import paired_cosine_distances
 
 from stella_ray.errors import CorpusError
-from stella_ray.evaluate.baselines import bm25, fuse
 from stella_ray.evaluate.local_data import (
     LocalTask,
     Ranking,
@@ -26,8 +25,8 @@ from stella_ray.evaluate.local_data import (
     read_pairs,
     read_ranking,
 )
-from stella_ray.evaluate.metrics import ranking_metrics
 from stella_ray.evaluate.mteb_encoder import ActorEncoder, Embed
+from stella_ray.evaluate.mteb_rankings import Seen, baselines, watcher
 from stella_ray.evaluate.results import TaskResult, Units
 from stella_ray.evaluate.tasks import MTEB_MAIN, Task
 
@@ -35,18 +34,6 @@ log = logging.getLogger("stella_ray.evaluate")
 
 TEXTS_PER_BATCH = 1_024
 """Of mteb's loaders, which only hand texts on: the encoder cuts batches of its own."""
-
-DEPTH = 100
-"""Of BM25's and of the vectors' ranking, which the hybrid fuses."""
-
-DEPTHS = (1, 3, 5, 10, 100)
-
-PER_QUERY = {
-    "ndcg_at_10": "ndcg_cut_10",
-    "recall_at_10": "recall_10",
-    "map_at_1000": "map_cut_1000",
-}
-"""Metrics of which each query's value is kept, and pytrec_eval's names for them."""
 
 
 def open_task(task: Task, local: LocalTask | None) -> Any:
@@ -141,9 +128,9 @@ def evaluate_task(
     """
     began = time.monotonic()
     encoder = ActorEncoder(embed, prefixes)
-    rankings: dict[str, _Seen] = {}
+    rankings: dict[str, Seen] = {}
     if task.type in ("Retrieval", "Reranking"):
-        opened.task_specific_scores = _watcher(rankings)
+        opened.task_specific_scores = watcher(rankings)
     with _quiet():
         if task.type in ("STS", "PairClassification", "Clustering"):
             encoder.vectors(_all_texts(opened, task))
@@ -178,7 +165,7 @@ def evaluate_task(
     if task.type != "Retrieval":
         return [vectors]
     own["prefixes"] = {"query": "", "document": ""}  # of words
-    others = _baselines(common, data, seen, own, opened.ignore_identical_ids)
+    others = baselines(common, data, seen, own, opened.ignore_identical_ids)
     return [vectors, *(replace(one, revision=revision, fingerprint=fingerprint) for one in others)]
 
 
@@ -241,72 +228,3 @@ def _units(
 
 def _named(what: str, values: Sequence[float]) -> list[str]:
     return [f"{what} {i}" for i in range(len(values))]
-
-
-class _Seen:
-    """What mteb found for each query of a split: metrics, and the first `DEPTH` documents."""
-
-    def __init__(self, scores: Mapping[str, Mapping[str, float]], results: Any) -> None:
-        queries = sorted(scores)
-        self.units = {
-            ours: Units(names=queries, values=[float(scores[query][name]) for query in queries])
-            for ours, name in PER_QUERY.items()
-        }
-        self.ranked: dict[str, list[str]] = {}
-        for query, documents in results.items():
-            # trec_eval's own order: equal scores by id, the last first
-            best = sorted(documents.items(), key=lambda one: (one[1], one[0]), reverse=True)
-            self.ranked[query] = [document for document, _ in best[:DEPTH]]
-
-
-def _watcher(rankings: dict[str, _Seen]) -> Callable[..., dict[str, float]]:
-    """Look in where mteb asks a task for scores of its own, and make none."""
-
-    def watch(scores: Any, _qrels: Any, results: Any, hf_split: str, **_: Any) -> dict[str, float]:
-        rankings[hf_split] = _Seen(scores, results)
-        return {}
-
-    return watch
-
-
-def _baselines(
-    common: Mapping[str, Any],
-    data: Any,
-    seen: _Seen,
-    facts: Mapping[str, Any],
-    not_itself: bool,
-) -> Iterator[TaskResult]:
-    """BM25 alone, and fused with the vectors, on the same queries."""
-    began = time.monotonic()
-    ids = list(data["corpus"]["id"])
-    place = {name: i for i, name in enumerate(ids)}
-    queries = [(one["id"], one["text"]) for one in data["queries"]]
-    texts = [f"{one.get('title') or ''} {one['text']}".strip() for one in data["corpus"]]
-    relevance = [
-        {place[document]: grade for document, grade in data["relevant_docs"][name].items()}
-        for name, _ in queries
-    ]
-    by_words = bm25([text for _, text in queries], texts, DEPTH)
-    by_vectors = np.full((len(queries), DEPTH), -1, np.int64)
-    for row, (name, _) in enumerate(queries):
-        found = [place[document] for document in seen.ranked[name]]
-        by_vectors[row, : len(found)] = found
-        if not_itself and name in place:
-            others = by_words[row][by_words[row] != place[name]]
-            by_words[row] = np.pad(others, (0, DEPTH - len(others)), constant_values=-1)
-    for ranking, ranked in (("bm25", by_words), ("hybrid", fuse([by_words, by_vectors], DEPTH))):
-        values = {
-            name.replace("@", "_at_"): one
-            for name, one in ranking_metrics(ranked, relevance, DEPTHS).items()
-        }
-        yield TaskResult(
-            **common,
-            ranking=ranking,  # type: ignore[arg-type]
-            metrics={name: float(one.mean()) for name, one in values.items()},
-            units={
-                name: Units(names=[query for query, _ in queries], values=values[name].tolist())
-                for name in ("ndcg_at_10", "recall_at_10")
-            },
-            facts=dict(facts),
-            seconds=time.monotonic() - began,
-        )

@@ -9,6 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from stella_ray.evaluate.bootstrap import paired
+from stella_ray.evaluate.compare import ends
+from stella_ray.evaluate.long_reference import card_set, long_figures
+from stella_ray.evaluate.longtext import TYPE as LONG
 from stella_ray.evaluate.results import TaskResult
 from stella_ray.evaluate.tasks import CMTEB, MTEB_MAIN, MTEB_NAME
 
@@ -78,10 +82,13 @@ def table(
 ) -> str:
     """Ours, the card's and the difference in percent, a line a task, then the means."""
     from_cache = set(cached)
+    vectors = {one.task: one for one in results if one.ranking == "vectors"}
     lines = [("task", "type", "metric", "ours", reference, "difference", "")]
     for one in sorted(results, key=lambda one: (one.type, one.task, one.ranking != "vectors")):
-        theirs = card.get(one.task) if one.ranking == "vectors" else None
+        theirs = _published(one, card, reference) if one.ranking == "vectors" else None
         note = _note(one, one.task in from_cache)
+        if one.ranking != "vectors" and one.task in vectors:
+            note = _beside(vectors[one.task], one)
         name = one.task if one.ranking == "vectors" else f"  {one.ranking}"
         lines.append((name, one.type, one.metric, *_figures(100 * one.score, theirs), note))
     for mean in means(results, card):
@@ -95,6 +102,23 @@ def table(
         + (f"  {line[6]}" if line[6] else "")
         for line in lines
     )
+
+
+def _published(one: TaskResult, card: Mapping[str, float], reference: str) -> float | None:
+    """The card's figure; of long sets that of its own sample of a set of this name."""
+    if one.type != LONG:
+        return card.get(one.task)
+    figures: Mapping[str, float] = long_figures()["sets"].get(card_set(one.task), {})
+    return figures.get(reference) if one.facts.get("pool") == "each" else None
+
+
+def _beside(vectors: TaskResult, other: TaskResult) -> str:
+    """How far a baseline is from the vectors, with its interval: noise is seen to be noise."""
+    a, b = vectors.units.get(vectors.metric), other.units.get(other.metric)
+    if a is None or b is None:
+        return ""
+    found = paired(a, b)
+    return f"{100 * found.difference:+.2f} {ends(found)} to the vectors, p {found.p:.4f}"
 
 
 def _figures(ours: float, theirs: float | None) -> tuple[str, str, str]:
