@@ -87,3 +87,19 @@ def write_tasks(folder: Path) -> Path:
     qrels = [f"问{i}\t{n}\t{1 + (n > 40)}" for i in range(20) for n in (i, i + 20, i + 40)]
     (retrieval / "qrels.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *qrels]) + "\n")
     return folder
+
+
+def write_long(path: Path) -> Path:
+    """Eight documents of 700 characters in SQuAD's form, each asked about its start and end."""
+    made, paragraphs = Writer(1), []
+    for i in range(8):
+        text = made.text(i, 700)
+        qas = [
+            {"id": f"{i}-{start}", "question": made.changed(text[start : start + 20], 0.3),
+             "answers": [{"text": text[start : start + 9], "answer_start": start}]}
+            for start in (10, 650)
+        ]  # fmt: skip
+        paragraphs.append({"context": text, "qas": qas})
+    tree = {"data": [{"paragraphs": paragraphs}]}
+    path.write_text(json.dumps(tree, ensure_ascii=False), encoding="utf-8")
+    return path

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from jobs.evaluate import EvaluateJob, run
+from jobs.evaluate import EvaluateJob, LongSettings, run
 from stella_ray.encode.models import EncoderSettings
 from stella_ray.errors import CorpusError, SettingsError
 from stella_ray.evaluate.results import TaskResult
 from stella_ray.evaluate.tasks import CMTEB, MTEB_MAIN
-from tests.evaluate.small_tasks import write_tasks
+from tests.evaluate.small_tasks import write_long, write_tasks
 
 pytest.importorskip("mteb")  # which wants Python 3.11
 
@@ -51,6 +51,7 @@ def by_mteb(encoder: Path, data: Path, prompted: tuple[str, ...]) -> dict[str, d
 @pytest.mark.filterwarnings("ignore")  # mteb's, scikit-learn's and sentence-transformers' own
 def test_each_type_of_task_scores_as_mteb_does_with_sentence_transformers(
     tiny_encoder: Path,
+    other_encoder: Path,
     local_tasks: Path,
     local_ray: None,
     tmp_path: Path,
@@ -102,14 +103,35 @@ def test_each_type_of_task_scores_as_mteb_does_with_sentence_transformers(
         found[name]["metrics"] for name in ("STSB", "T2Reranking")
     ]
     assert "from cache" in capsys.readouterr().out
-    with_prefixes = run(
-        dataclasses.replace(job, suite="T2Reranking", prefixes="retrieval_and_reranking")
-    )
+    write_long(local_tasks / "small.json")
+    both = run(
+        dataclasses.replace(
+            job, suite="T2Reranking,Small", prefixes="retrieval_and_reranking", pool="all",
+            against=str(other_encoder), long=LongSettings(questions="all"),
+        )
+    )  # fmt: skip
     wanted = by_mteb(tiny_encoder, local_tasks, ("Retrieval", "Reranking"))["T2Reranking"]
-    (reranked,) = with_prefixes["tasks"]
+    reranked, *long = both["a"]["tasks"]
     assert not reranked["from_cache"]
     assert reranked["metrics"]["map_at_1000"] == pytest.approx(wanted["map_at_1000"], abs=1e-4)
     assert reranked["metrics"]["map_at_1000"] != found["T2Reranking"]["metrics"]["map_at_1000"]
+
+    # Two encoders side by side, and a long set in one pool with itself.
+    assert [(one["task"], one["ranking"]) for one in long] == [
+        ("small (all)", ranking) for ranking in ("vectors", "bm25", "hybrid")
+    ]
+    assert [one["bucket"] for one in long[0]["facts"]["positions"]] == ["0-128", "512-1024"]
+    rows = {row["name"]: row for row in both["comparison"]["tasks"]}
+    assert sorted(rows) == ["T2Reranking", "small (all)"]
+    assert rows["T2Reranking"]["a"] == reranked["metrics"]["map_at_1000"]
+    assert rows["T2Reranking"]["b"] == both["b"]["tasks"][0]["metrics"]["map_at_1000"]
+    low, high = (rows["T2Reranking"]["found"][end] for end in ("low", "high"))
+    assert low <= rows["T2Reranking"]["difference"] <= high
+    told = capsys.readouterr().out
+    assert "B - A      95% interval" in told
+    assert "to the vectors, p " in told
+    pages = [path.name for path in (tmp_path / "out").rglob("*.html")]
+    assert len(pages) == 3  # a page for each, and one for both
 
 
 def remade(one: TaskResult) -> float:
@@ -133,7 +155,7 @@ def test_a_task_that_is_named_and_not_there_is_an_error(
         encoder=EncoderSettings(path=str(tiny_encoder)), suite="LCQMC", data=str(local_tasks),
         hub=False, output=str(tmp_path / "out"),
     )  # fmt: skip
-    with pytest.raises(CorpusError, match=r"task LCQMC: no folder for it in --data .*--hub is f"):
+    with pytest.raises(CorpusError, match="task LCQMC: no folder for it in --data, and --hub is f"):
         run(job)
 
 
