@@ -45,8 +45,7 @@ def open_task(task: Task, local: LocalTask | None) -> Any:
     splits = list(dict.fromkeys((task.split, *task.mteb_splits)))
     if local is not None:
         splits = [split for split in splits if split == task.split or local.has(split)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that newer versions of tasks exist is no news here
+    with _quiet():
         opened: Any = mteb.get_task(task.name, eval_splits=splits, hf_subsets=[task.subset])
         if local is not None:
             data = _local_data(local, splits)
@@ -171,9 +170,13 @@ def evaluate_task(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without bars, and without what mteb and scikit-learn say about their own protocol."""
+    """Without bars, and without what the libraries say about themselves.
+
+    That newer tasks exist, that a regression didn't converge: it's the protocol; that the hub is
+    asked again: what comes of it is told.
+    """
     datasets.disable_progress_bars()
-    loggers = [logging.getLogger(name) for name in ("mteb", "datasets")]
+    loggers = [logging.getLogger(name) for name in ("mteb", "datasets", "huggingface_hub", "httpx")]
     levels = [one.level for one in loggers]
     for one in loggers:
         one.setLevel(logging.ERROR)
