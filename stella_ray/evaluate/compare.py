@@ -20,7 +20,7 @@ from rich.text import Text
 
 from stella_ray.errors import CorpusError
 from stella_ray.evaluate.bootstrap import RESAMPLES, Difference, paired, paired_mean
-from stella_ray.evaluate.questions import BUCKETS, UNKNOWN, bucket
+from stella_ray.evaluate.questions import BUCKETS, LONG_TEXT, UNKNOWN, bucket
 from stella_ray.evaluate.results import TaskResult, Units
 
 LEVEL = 0.05
@@ -70,7 +70,7 @@ class Comparison:
         a: A's name.
         b: B's.
         tasks: one a task.
-        means: of all tasks and of each type, plain means over tasks.
+        means: of each type and of all but long sets, plain means over tasks.
         positions: over all long sets, by where the answer begins; by metric and bucket.
         alone: tasks that only one has, or has of other data.
         resamples: of each interval.
@@ -165,14 +165,18 @@ def _adjusted(rows: list[Row]) -> list[Row]:
 
 
 def _means(pairs: Sequence[tuple[TaskResult, TaskResult]], resamples: int) -> list[Row]:
-    """Of all tasks, and of each type; an interval only where every task is made of units."""
-    groups = {"all": list(pairs)}
+    """Of each type, and of all; an interval only where every task is made of units.
+
+    Long sets have a mean of their own: with C-MTEB's it would be comparable with nobody's.
+    """
+    groups: dict[str, list[tuple[TaskResult, TaskResult]]] = {}
     for pair in pairs:
         groups.setdefault(pair[0].type, []).append(pair)
+    short = [pair for pair in pairs if pair[0].type != LONG_TEXT]
+    if len(groups.keys() - {LONG_TEXT}) > 1:
+        groups = {f"all but {LONG_TEXT}" if LONG_TEXT in groups else "all": short, **groups}
     out = []
     for name, own in groups.items():
-        if name == "all" and len(groups) == 2:
-            continue  # the one type's
         row = Row(
             name=f"{name}, {len(own)} task{'s' if len(own) > 1 else ''}",
             type=name,

@@ -23,6 +23,7 @@ from stella_ray.evaluate.metrics import ranking_metrics, search
 from stella_ray.evaluate.questions import (
     BUCKETS,
     LONG_FROM,
+    LONG_TEXT,
     UNKNOWN,
     EmptyQuestions,
     LongSet,
@@ -44,8 +45,6 @@ METRICS = ("recall@5", "recall@1", "mrr@10")
 
 DEPTH = 100
 """Of the rankings, and of what is fused."""
-
-TYPE = "LongText"
 
 Embed = Callable[[Sequence[str]], np.ndarray]
 """From texts that have their prefixes to unit vectors, float32 [texts, dim]."""
@@ -205,7 +204,7 @@ def evaluate_long(
                 names = [question.name for question in each.questions]
                 yield TaskResult(
                     task=each.name if pool == "each" else f"{each.name} (all)",
-                    type=TYPE,
+                    type=LONG_TEXT,
                     ranking=ranking,
                     metric=METRICS[0],
                     metrics=_means(found, starts),

@@ -46,7 +46,8 @@ def comparison_page(found: Comparison) -> str:
     """The page of two encoders: differences by type, by task and by where the answer begins."""
     body = (
         f"<p>A is {html.escape(found.a)}, B is {html.escape(found.b)}. A difference is B's score"
-        f" minus A's, in points, with its 95% interval; grey ones are no more than noise.</p>"
+        f" minus A's, in points, with its 95% interval; grey ones are no more than noise, or have"
+        " none.</p>"
         '<div class="plots">'
     )
     for title, rows in (("By type", found.means), ("By task", found.tasks)):

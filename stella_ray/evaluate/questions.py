@@ -18,6 +18,9 @@ from stella_ray.errors import CorpusError
 from stella_ray.learn.shuffle import key_of
 from stella_ray.storage import StorageSettings
 
+LONG_TEXT = "LongText"
+"""The type of such tasks."""
+
 LONG_FROM = 512
 """Characters before an answer from which on a question is long."""
 

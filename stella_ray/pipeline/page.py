@@ -23,7 +23,8 @@ h1 {{ font-size: 22px; overflow-wrap: anywhere }} h2 {{ font-size: 16px; margin:
 svg {{ width: 100%; height: auto }} svg text {{ fill: var(--faint); font-size: 11px }}
 .axis {{ stroke: var(--line) }} .wide {{ overflow-x: auto }}
 table {{ border-collapse: collapse }}
-td, th {{ padding: 3px 12px 3px 0; text-align: right; border-bottom: 1px solid var(--line) }}
+td, th {{ padding: 3px 12px 3px 0; text-align: right; border-bottom: 1px solid var(--line);
+  white-space: nowrap }}
 td:first-child, th:first-child {{ text-align: left }}
 .key::before {{ content: "■ "; color: var(--c) }}
 figure {{ margin: 0 }} figcaption, .note {{ color: var(--faint); font-size: 13px }}

@@ -75,10 +75,10 @@ def test_means_are_of_all_and_of_each_type_and_say_where_there_is_no_interval(
 ) -> None:
     means = {row.name: row for row in found.means}
     assert list(means) == [
-        "all, 6 tasks", "LongText, 2 tasks", "Retrieval, 3 tasks", "Clustering, 1 task"
+        "all but LongText, 4 tasks", "LongText, 2 tasks", "Retrieval, 3 tasks", "Clustering, 1 task"
     ]  # fmt: skip
-    assert means["all, 6 tasks"].found is None
-    assert "1 of 6 made of no units" in means["all, 6 tasks"].note
+    assert means["all but LongText, 4 tasks"].found is None
+    assert "1 of 4 made of no units" in means["all but LongText, 4 tasks"].note
     wanted = np.mean([one.score for one in sides[1] if one.task in ("Far", "Near", "Same")])
     assert means["Retrieval, 3 tasks"].b == pytest.approx(wanted)
 
