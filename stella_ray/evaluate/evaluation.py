@@ -15,8 +15,8 @@ from stella_ray.encode.models import EncoderSettings, find_encoder
 from stella_ray.errors import CorpusError
 from stella_ray.evaluate.cmteb import HubError, evaluate_task, hub_revision, open_task
 from stella_ray.evaluate.local_data import LocalTask
-from stella_ray.evaluate.longtext import TYPE, Embed, evaluate_long, revision_of
-from stella_ray.evaluate.questions import LongSet
+from stella_ray.evaluate.longtext import Embed, evaluate_long, revision_of
+from stella_ray.evaluate.questions import LONG_TEXT, LongSet
 from stella_ray.evaluate.results import TaskResult
 from stella_ray.evaluate.store import ResultStore
 from stella_ray.evaluate.summary import means
@@ -222,7 +222,7 @@ class Evaluation:
         with_them = self.plan.prefixes != "none"
         prefixes = {"query": spec.query_prefix, "document": spec.passage_prefix}
         return {
-            "type": TYPE,
+            "type": LONG_TEXT,
             "pool": self.plan.pool,
             "prefixes": prefixes if with_them else dict.fromkeys(prefixes, ""),
         }

@@ -12,7 +12,7 @@ from typing import Any
 from stella_ray.evaluate.bootstrap import paired
 from stella_ray.evaluate.compare import ends
 from stella_ray.evaluate.long_reference import card_set, long_figures
-from stella_ray.evaluate.longtext import TYPE as LONG
+from stella_ray.evaluate.questions import LONG_TEXT
 from stella_ray.evaluate.results import TaskResult
 from stella_ray.evaluate.tasks import CMTEB, MTEB_MAIN, MTEB_NAME
 
@@ -106,7 +106,7 @@ def table(
 
 def _published(one: TaskResult, card: Mapping[str, float], reference: str) -> float | None:
     """The card's figure; of long sets that of its own sample of a set of this name."""
-    if one.type != LONG:
+    if one.type != LONG_TEXT:
         return card.get(one.task)
     figures: Mapping[str, float] = long_figures()["sets"].get(card_set(one.task), {})
     return figures.get(reference) if one.facts.get("pool") == "each" else None
