@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from stella_ray import settings
 from stella_ray.encode.models import EncoderSettings
-from stella_ray.errors import SettingsError
+from stella_ray.errors import CorpusError, SettingsError
 from stella_ray.evaluate.compare import Comparison, as_text, compare
 from stella_ray.evaluate.local_data import find_local
 from stella_ray.evaluate.longtext import find_long_sets, read_long_set
@@ -158,11 +158,7 @@ def planned(job: EvaluateJob) -> Plan:
             " 'stella-ray[evaluate]'"
         ) from None
     suite = job.suite.lower()
-    places: dict[str, str] = {}
-    tasks_alone = bool(job.names) and all(name.lower() in LOWER for name in job.names)
-    if (suite in WITH_LONG or job.names) and not tasks_alone and (job.long.sets or job.data):
-        places = find_long_sets(job.long.sets or [str(job.data)], job.storage)
-        places = {name: path for name, path in places.items() if name.lower() not in LOWER}
+    places = long_places(job)
     names = find_tasks(job.names, list(places)) if job.names else [*SUITES[suite], *places]
     tasks = [CMTEB[name] for name in names if name in CMTEB]
     how = {
@@ -188,7 +184,24 @@ def planned(job: EvaluateJob) -> Plan:
     )
 
 
-LOWER = {name.lower() for name in CMTEB}
+def long_places(job: EvaluateJob) -> dict[str, str]:
+    """Where the long sets lie that may be asked for, by name.
+
+    Raises:
+        CorpusError: there is none where one is named or wanted.
+    """
+    tasks = {name.lower() for name in CMTEB}
+    wanted = job.suite.lower() in WITH_LONG or any(n.lower() not in tasks for n in job.names)
+    if not wanted or not (job.long.sets or job.data):
+        return {}
+    try:
+        places = find_long_sets(job.long.sets or [str(job.data)], job.storage)
+    except CorpusError:
+        if job.long.sets or job.suite.lower() == "long":
+            raise
+        log.warning("no long sets in --data %s", job.data)
+        return {}
+    return {name: path for name, path in places.items() if name.lower() not in tasks}
 
 
 def evaluations(job: EvaluateJob, plan: Plan) -> list[Evaluation]:

@@ -161,7 +161,7 @@ def test_a_task_that_is_named_and_not_there_is_an_error(
 
 def test_unknown_names_are_told_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"'T2Retreival' \(did you mean T2Retrieval\?\)"):
-        run(EvaluateJob(suite="T2Retreival,stsb", output=str(tmp_path)))
+        run(EvaluateJob(suite="T2Retreival,stsb", output=str(tmp_path), data=str(tmp_path)))
     with pytest.raises(SettingsError, match=r"suite long has no sets; give --long\.sets or"):
         EvaluateJob(suite="long", output=str(tmp_path))
     with pytest.raises(SettingsError, match="reference 'gpt' isn't known; expected one of stella-"):
