@@ -19,12 +19,12 @@ import ray.data
 from stella_ray import settings
 from stella_ray.errors import SettingsError
 from stella_ray.learn.evaluation_texts import EvaluationText, evaluation_files, evaluation_texts
+from stella_ray.learn.folders import new_folder
 from stella_ray.learn.ngrams import CHARACTERS
 from stella_ray.learn.overlap import KINDS, NEAR_FROM, IndexBuilder
 from stella_ray.learn.reading import find_files
 from stella_ray.learn.sources import ExampleSource
 from stella_ray.pipeline.cluster import PoolSettings, cluster, configure_data, size_pool
-from stella_ray.pipeline.outputs import whole_folder
 from stella_ray.pipeline.overlap import BLOCK_BYTES, SNIPPET, Comparison, compare
 from stella_ray.storage import StorageSettings, write_json
 
@@ -112,7 +112,7 @@ def run(job: OverlapJob) -> dict[str, Any]:
         settings.refuse_relative(train=train)
     for against in job.against:
         settings.refuse_relative(against=against)
-    with whole_folder(job.out) as made:
+    with new_folder(job.out, SettingsError) as made:
         files = find_files(job.source, job.storage)
         builder, places, sets = read_sets(job)
         clean = made / "clean"

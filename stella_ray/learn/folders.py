@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from stella_ray.encode.models import EncoderSpec
-from stella_ray.errors import ModelError, SettingsError
+from stella_ray.errors import ModelError, SettingsError, StellaError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,42 +27,58 @@ OTHER_WEIGHTS = (
 _MODULES = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
 
 
+def local_folder(out: str) -> Path:
+    """The folder that `out` names, there or not.
+
+    Raises:
+        SettingsError: it isn't on a disk, or is a file.
+    """
+    if "://" in out:
+        raise SettingsError(
+            f"--out {out}: expected a path on a disk; on a cluster on one that all nodes share"
+        )
+    folder = Path(out).expanduser().absolute()
+    if folder.exists() and not folder.is_dir():
+        raise SettingsError(f"--out {folder} is a file; expected a folder")
+    return folder
+
+
 def check_vacant(out: str) -> Path:
     """The local folder that `out` names, which must not be there yet, or be empty.
 
     Raises:
         SettingsError: it's taken, or isn't local.
     """
-    if "://" in out:
-        raise SettingsError(f"--out {out}: a model folder is written to a disk; expected a path")
-    folder = Path(out).expanduser().absolute()
+    folder = local_folder(out)
     if folder.is_dir() and any(folder.iterdir()):
         raise SettingsError(f"--out {folder} is there and isn't empty; name another or remove it")
-    if folder.exists() and not folder.is_dir():
-        raise SettingsError(f"--out {folder} is a file; expected a folder that isn't there yet")
     return folder
 
 
 @contextmanager
-def new_folder(out: str) -> Iterator[Path]:
+def new_folder(out: str, failure: type[StellaError] = ModelError) -> Iterator[Path]:
     """A folder beside `out` to write into, which becomes `out` if all goes well and else goes.
+
+    On S3 pipeline/whole.py does the same.
 
     Raises:
         SettingsError: `out` is taken.
-        ModelError: it can't be written.
+        failure: it can't be written.
     """
     folder = check_vacant(out)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         # A sibling, so that the rename stays on one file system.
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
-            made = Path(scratch) / "model"
+            made = Path(scratch) / "made"
             made.mkdir()
             yield made
             made.replace(folder)
     except (OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"{folder}: can't be written ({reason}); check room and rights") from None
+        raise failure(
+            f"--out {folder} can't be written ({reason}); check room and rights"
+        ) from None
 
 
 def copy_folder(source: Path, made: Path) -> list[str]:

@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from stella_ray.errors import StellaError
+
 
 @dataclass(frozen=True)
 class Workers:
@@ -31,6 +33,14 @@ class Workers:
         if not (dist.is_available() and dist.is_initialized()):
             return Workers()
         return Workers(dist.get_rank(), dist.get_world_size())
+
+    def first_fault(self, mine: StellaError | None) -> StellaError | None:
+        """What the first worker with a fault found; None where none has one. All must call it."""
+        if self.count == 1:
+            return mine
+        found: list[StellaError | None] = [None] * self.count
+        dist.all_gather_object(found, mine)
+        return next((one for one in found if one is not None), None)
 
     def gather(self, mine_MD: Tensor, owner_N: np.ndarray) -> Tensor:
         """The vectors of all texts; a gradient flows into this worker's own alone.

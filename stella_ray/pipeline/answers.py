@@ -15,8 +15,8 @@ from filelock import FileLock, Timeout
 
 from stella_ray.errors import IncompleteRun, SettingsError
 from stella_ray.learn.asking import PROMPT_VERSION
+from stella_ray.learn.folders import local_folder
 from stella_ray.pipeline.endpoint import Answer
-from stella_ray.pipeline.outputs import local_folder
 
 MARK = "synthesis.json"
 """Says that a folder is of jobs/synthesize.py."""

@@ -16,7 +16,7 @@ import ray
 import ray.train
 
 from stella_ray.encode.models import EncoderSettings, find_encoder
-from stella_ray.errors import IncompleteRun, SettingsError, StellaError, stella_error_in
+from stella_ray.errors import IncompleteRun, StellaError, stella_error_in
 from stella_ray.learn.recipe import (
     AnchorSettings,
     ComputeSettings,
@@ -28,6 +28,7 @@ from stella_ray.pipeline.cluster import Pool, PoolSettings, size_pool
 from stella_ray.pipeline.encode import load, wait_asleep
 from stella_ray.pipeline.heldout import evaluate_sets
 from stella_ray.pipeline.train_watch import Board, line_of, spoken
+from stella_ray.pipeline.train_workers import pool_beside, scaling_of
 from stella_ray.storage import StorageSettings, filesystem, is_s3
 
 if TYPE_CHECKING:
@@ -102,9 +103,9 @@ def train(
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.validation_config import ValidationConfig
 
-    scaling, threads = _scaling(workers, evaluates=bool(plan.evaluation))
+    scaling, threads = scaling_of(workers, evaluates=bool(plan.evaluation))
     if plan.evaluation:
-        plan = dataclasses.replace(plan, pool=size_pool(_beside(pool, scaling)))
+        plan = dataclasses.replace(plan, pool=size_pool(pool_beside(pool, scaling)))
     plan = dataclasses.replace(plan, threads=threads)
     where, file_system = _place(run_folder, plan.storage)
     with spoken(say) as speaker:
@@ -135,46 +136,6 @@ def train(
     return _trained(result)
 
 
-def _scaling(workers: WorkerSettings, *, evaluates: bool) -> tuple[ray.train.ScalingConfig, int]:
-    """Workers and the share of the cluster that each gets; and torch's threads in each."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus = sum(node.get("CPU", 0.0) for node in nodes)
-    gpus = sum(node.get("GPU", 0.0) for node in nodes)
-    per_gpu = workers.gpus_per_worker or (1.0 if gpus else 0.0)
-    count = workers.workers or max(1, int(gpus / per_gpu) if per_gpu else 1)
-    if per_gpu * count > gpus:
-        raise SettingsError(
-            f"{count} workers with {per_gpu:g} GPU each need {per_gpu * count:g} GPUs, the cluster"
-            f" has {gpus:g}; lower --workers or --gpus_per_worker"
-        )
-    free = max(cpus - 1, cpus / 2) if evaluates else cpus
-    each = workers.cpus_per_worker or (1.0 if per_gpu else free / count)
-    if each * count > cpus:
-        raise SettingsError(
-            f"{count} workers with {each:g} CPUs each need {each * count:g} CPUs, the cluster has"
-            f" {cpus:g}; lower --workers or --cpus_per_worker"
-        )
-    share = {"CPU": each, **({"GPU": per_gpu} if per_gpu else {})}
-    scaling = ray.train.ScalingConfig(
-        num_workers=count, use_gpu=bool(per_gpu), resources_per_worker=share
-    )
-    return scaling, workers.threads or max(1, round(cpus / count) if not per_gpu else 1)
-
-
-def _beside(pool: PoolSettings, scaling: ray.train.ScalingConfig) -> PoolSettings:
-    """Embedding actors in what the workers leave over: one, on CPUs where no GPU is free."""
-    gpus = ray.cluster_resources().get("GPU", 0.0)
-    share = scaling.resources_per_worker or {}
-    left = gpus - scaling.num_workers * share.get("GPU", 0.0)
-    if pool.encoders or pool.gpus_per_encoder or left >= 1 or not gpus:
-        cpus = pool.cpus_per_encoder or 0.5
-        return dataclasses.replace(pool, encoders=pool.encoders or 1, cpus_per_encoder=cpus)
-    raise SettingsError(
-        f"held-out evaluation has no GPU: the workers take all {gpus:g}; give"
-        " --gpus_per_worker 0.75 --gpus_per_encoder 0.25 to share, or fewer --workers"
-    )
-
-
 def _place(run_folder: str, storage: StorageSettings) -> tuple[Path, Any]:
     if not is_s3(run_folder):
         return Path(run_folder).expanduser().absolute(), None
@@ -192,23 +153,36 @@ def _loop(config: dict[str, Any]) -> StellaError | None:
         take it for a lost worker, and try again.
     """
     try:
-        _steps(config["plan"], config["speaker"])
+        return _opened_and_stepped(config["plan"], config["speaker"])
     except StellaError as error:
         if ray.train.get_context().get_world_size() > 1:
-            raise
+            raise  # the others wait for this one's vectors; lost, it lets them go
         return error
-    return None
 
 
-def _steps(plan: TrainPlan, speaker: Any) -> None:
+def _opened_and_stepped(plan: TrainPlan, speaker: Any) -> StellaError | None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     wait_asleep()
     import torch
 
-    from stella_ray.learn.checkpoints import read_checkpoint, write_checkpoint
+    from stella_ray.learn.parallel import Workers
 
     torch.set_num_threads(plan.threads)
-    learner = open_learner(plan)
+    learner, fault = None, None
+    try:
+        learner = open_learner(plan)
+    except StellaError as error:
+        fault = error
+    # All meet here once, so that none steps where one couldn't begin, and none is tried again.
+    fault = Workers.of_process_group().first_fault(fault)
+    if fault is None and learner is not None:
+        _steps(plan, learner, speaker)
+    return fault
+
+
+def _steps(plan: TrainPlan, learner: Learner, speaker: Any) -> None:
+    from stella_ray.learn.checkpoints import read_checkpoint, write_checkpoint
+
     first = learner.workers.rank == 0
     reports: list[StepReport] = []
     if last := ray.train.get_checkpoint():

@@ -17,6 +17,7 @@ import psutil
 import pytest
 import torch
 import yaml
+from fsspec.implementations.local import LocalFileSystem
 from safetensors.torch import load_file
 
 from jobs.train import TrainJob, run
@@ -27,6 +28,7 @@ from stella_ray.errors import CorpusError, SettingsError
 from stella_ray.learn.recipe import OptimizerSettings, WorkerSettings
 from stella_ray.learn.sources import ExampleSource
 from stella_ray.pipeline.train import TrainPlan, open_learner
+from tests.conftest import S3Place
 from tests.learn.training_data import write_sources
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -73,12 +75,21 @@ def weights(folder: str | Path) -> dict[str, torch.Tensor]:
     return load_file(Path(folder) / "model.safetensors")
 
 
-def kill_when(folder: Path, process: Callable[[], list[psutil.Process]]) -> threading.Thread:
+def kill_when(
+    folder: str, process: Callable[[], list[psutil.Process]], store: Any = None
+) -> threading.Thread:
     """Kill processes once a run knows of a checkpoint."""
-    book = folder / "checkpoint_manager_snapshot.json"
+    store = store or LocalFileSystem()
+    book = f"{folder}/checkpoint_manager_snapshot.json"
+
+    def knows() -> bool:
+        try:
+            return b"checkpoint_dir_name" in store.cat_file(book)
+        except FileNotFoundError:
+            return False
 
     def go() -> None:
-        while not book.exists() or "checkpoint_dir_name" not in book.read_text("utf-8"):
+        while not knows():
             time.sleep(0.02)
         for one in process():
             one.send_signal(signal.SIGKILL)
@@ -139,11 +150,18 @@ def test_a_run_ends_with_a_model_its_curves_and_held_out_metrics(
         run(make_job(tmp_path, tiny_encoder, "out2", run=f"{job.out}.run"))
 
 
-def test_a_killed_worker_costs_no_step(
-    local_ray: None, tmp_path: Path, tiny_encoder: Path, undisturbed: Any, capsys: Any
+def test_a_killed_worker_costs_no_step_with_its_checkpoints_on_s3(
+    s3: S3Place,
+    s3_fs: Any,
+    local_ray: None,
+    tmp_path: Path,
+    tiny_encoder: Path,
+    undisturbed: Any,
+    capsys: Any,
 ) -> None:
-    job = make_job(tmp_path, tiny_encoder)
-    killer = kill_when(tmp_path / "out.run", train_workers)
+    folder = f"{s3.bucket}/runs/one"
+    job = make_job(tmp_path, tiny_encoder, run=f"s3://{folder}", storage=s3.storage)
+    killer = kill_when(folder, train_workers, s3_fs)
     trained = run(job)
     killer.join(1)
     assert not killer.is_alive()
@@ -151,7 +169,9 @@ def test_a_killed_worker_costs_no_step(
     assert [one.step for one in trained.reports] == list(range(STEPS))
     found = weights(job.out)
     assert all(torch.equal(found[name], undisturbed[name]) for name in undisturbed)
-    assert len(list((tmp_path / "out.run").glob("checkpoint_2*"))) == job.keep_checkpoints
+    assert not (tmp_path / "out.run").exists()
+    s3_fs.invalidate_cache()
+    assert len(s3_fs.glob(f"{folder}/checkpoint_2*")) == job.keep_checkpoints
 
 
 def test_two_workers_end_where_one_does(
@@ -185,7 +205,7 @@ def test_a_killed_driver_is_resumed_to_the_same_weights(
     environment = {**os.environ, "RAY_ADDRESS": "local"}
     first = subprocess.Popen(command, env=environment, start_new_session=True)
     folder = tmp_path / "out.run"
-    kill_when(folder, lambda: processes_of(first.pid))
+    kill_when(str(folder), lambda: processes_of(first.pid))
     assert first.wait(180) == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
     second = subprocess.run(
