@@ -82,6 +82,7 @@ def main() -> None:
             began = time.monotonic()
             scores[way] = call()
             seconds[way].append(time.monotonic() - began)
+            print(f"{way}: {seconds[way][-1]:.1f} s", flush=True)
     least = statistics.median(seconds["ours"])
     for way, took in seconds.items():
         ratio = statistics.median(took) / least
