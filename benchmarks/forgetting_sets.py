@@ -14,7 +14,7 @@ import numpy as np
 from stella_ray.encode.encoder import Encoder
 from stella_ray.encode.tokens import TextTokenizer
 from stella_ray.learn.shuffle import key_of
-from stella_ray.pipeline.heldout import spearman
+from stella_ray.learn.statistics import spearman
 
 ROUNDS = 1_000
 """Of the bootstrap."""

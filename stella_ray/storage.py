@@ -196,9 +196,13 @@ def filesystem(uri: str, storage: StorageSettings = StorageSettings()) -> tuple[
 
 def write_json(uri: str, value: Any, storage: StorageSettings = StorageSettings()) -> None:
     """Write `value` to `uri` as JSON; it appears whole or not at all."""
+    write_text(uri, json.dumps(value, ensure_ascii=False, indent=2) + "\n", storage)
+
+
+def write_text(uri: str, text: str, storage: StorageSettings = StorageSettings()) -> None:
+    """Write `text` to `uri`; it appears whole or not at all."""
     store, path = filesystem(uri, storage)
     store.makedirs(store._parent(path), exist_ok=True)
-    text = json.dumps(value, ensure_ascii=False, indent=2) + "\n"
     if "://" in uri:
         store.pipe_file(path, text.encode())
     else:

@@ -118,15 +118,21 @@ class PartIndex:
         whole: the statistics of all parts.
         places: each document's number in the corpus, int64 [documents].
         part: which part this is.
+        k1: how slowly a term's repetitions stop to count.
     """
 
     def __init__(
-        self, documents: list[list[int]], whole: Statistics, places: np.ndarray, part: int = 0
+        self,
+        documents: list[list[int]],
+        whole: Statistics,
+        places: np.ndarray,
+        part: int = 0,
+        k1: float = K1,
     ) -> None:
         self.places, self.part = places, part
         own = statistics(documents, len(whole.frequencies) - 1)
-        steep = K1 * B * (own.average / whole.average if whole.tokens else 1.0)
-        k1 = K1 * (1 - B) + steep
+        steep = k1 * B * (own.average / whole.average if whole.tokens else 1.0)
+        k1 = k1 * (1 - B) + steep
         # Sixteen digits, since what the ratio undoes must not be seen in a float32.
         self._index = bm25s.BM25(k1=k1, b=steep / k1, method="lucene", dtype="float64")
         every = {number: number for number in range(len(whole.frequencies))}
@@ -151,12 +157,13 @@ def best_in_part(
     whole: Statistics,
     queries: Sequence[Sequence[int]],
     depth: int,
+    k1: float = K1,
 ) -> np.ndarray:
     """The best documents of a part for each query, HIT [queries, depth]."""
     out = np.full((len(queries), depth), NO_HIT)
     if not any(documents):  # punctuation alone
         return out
-    index = PartIndex(documents, whole, places, part)
+    index = PartIndex(documents, whole, places, part, k1)
     for number, query in enumerate(queries):
         out[number] = index.best(query, depth)
     return out

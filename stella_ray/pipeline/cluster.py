@@ -168,18 +168,18 @@ def size_pool(settings: PoolSettings) -> Pool:
     if per_gpu * encoders > gpus:
         raise SettingsError(
             f"{encoders} encoders with {per_gpu:g} GPU each need {per_gpu * encoders:g} GPUs, the"
-            f" cluster has {gpus:g}; lower --pool.encoders or --pool.gpus_per_encoder"
+            f" cluster has {gpus:g}; lower --encoders or --gpus_per_encoder"
         )
     needed = each * encoders + 2 * task_cpus
     if needed > cpus:
         raise SettingsError(
             f"{encoders} encoders with {each:g} CPUs each and the tasks beside them need {needed:g}"
-            f" CPUs, the cluster has {cpus:g}; lower --pool.encoders or --pool.cpus_per_encoder, or"
+            f" CPUs, the cluster has {cpus:g}; lower --encoders or --cpus_per_encoder, or"
             " add nodes"
         )
     if per_gpu == 0 and not any(node.get("CPU", 0.0) >= each for node in nodes):
         raise SettingsError(
-            f"no node has the {each:g} CPUs of an encoder; lower --pool.cpus_per_encoder"
+            f"no node has the {each:g} CPUs of an encoder; lower --cpus_per_encoder"
         )
     window_rows = settings.window_rows or (8_192 if per_gpu else 512)
     share = os.cpu_count() or 2 if len(nodes) == 1 else max(node.get("CPU", 0.0) for node in nodes)

@@ -6,6 +6,7 @@ and write have no use for it (4 s and 400 MB a process).
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -13,7 +14,7 @@ import platform
 import threading
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -84,20 +85,26 @@ class EncodeBlocks:
         if not len(fresh):
             return with_vectors(block, fresh)
         encoder = self.loading.result()
-        import torch
-
-        torch.set_num_threads(self.threads)  # counts for the thread that calls it alone
         began = time.time()
-        try:
+        with self.computing():
             found = encoder.embed_tokens(tokens_of(block.take(fresh)))
             span = (began, time.time())
             references = self.references(encoder, block, np.delete(fresh, list(found.faults)))
+        return with_vectors(block, fresh, found, references, span)
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        """Let torch use this actor's threads; where the device is lost, the process goes."""
+        import torch
+
+        torch.set_num_threads(self.threads)  # counts for the thread that calls it alone
+        try:
+            yield
         except torch.AcceleratorError as error:
             # After an illegal access or a failed assert on the device, nothing in this process can
             # succeed any more; Ray starts another.
             log.error("the device is lost, leaving the process: %s", error)
             os._exit(70)
-        return with_vectors(block, fresh, found, references, span)
 
     def references(
         self, encoder: Encoder, block: pa.Table, rows: np.ndarray

@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from stella_ray.encode.models import EncoderSettings, find_encoder
 from stella_ray.errors import SettingsError
 from stella_ray.learn.examples import text_keys
 from stella_ray.learn.reading import Example, find_files, read_examples
 from stella_ray.learn.sources import ExampleSource
+from stella_ray.learn.statistics import spearman
 from stella_ray.pipeline.cluster import Pool
-from stella_ray.pipeline.texts import embed_texts
+from stella_ray.pipeline.texts import Embedders
 from stella_ray.storage import StorageSettings
 
 if TYPE_CHECKING:
@@ -62,7 +61,8 @@ def evaluate_sets(
         prefixes = (spec.query_prefix, spec.passage_prefix) if one.pairs else ("", "")
         texts += [prefixes[0] + text for text in one.firsts]
         texts += [prefixes[1] + text for text in one.seconds]
-    vectors = embed_texts(texts, encoder, spec.fingerprint["digest"], pool, opened)
+    with Embedders(encoder, spec.fingerprint["digest"], pool, opened) as embedders:
+        vectors = embedders.embed(texts)
     out: dict[str, float] = {}
     for one in held:
         own, vectors = np.split(vectors, [len(one.firsts) + len(one.seconds)])
@@ -74,7 +74,9 @@ def evaluate_sets(
             at_first, at_second = one.places()
             cosines = (first_vectors[at_first] * second_vectors[at_second]).sum(1)
             labels = np.array([row.label for row in one.rows])
-            out[f"{one.name}/spearman"] = spearman(cosines, labels)
+            out[f"{one.name}/spearman"] = float(
+                spearman(cosines, labels, np.ones((len(labels), 1)))[0]
+            )
     return out
 
 
@@ -139,18 +141,3 @@ def recalls(
             best = max(row[number] for number in relevant[i])
             ranks[i] = int((row > best).sum())  # passages before the best relevant one
     return {k: float((ranks < k).mean()) for k in DEPTHS}
-
-
-def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Correlation of ranks, equal numbers sharing theirs; 0 where one side is all equal."""
-    ranks = np.stack([_ranks(a), _ranks(b)])
-    if (ranks.std(1) == 0).any():
-        return 0.0
-    return float(np.corrcoef(ranks)[0, 1])
-
-
-def _ranks(numbers: np.ndarray) -> np.ndarray:
-    """Ranks from the smallest on; equal numbers have the mean of theirs."""
-    ends = (pc.rank(pa.array(numbers), tiebreaker=which) for which in ("min", "max"))
-    first, last = (end.to_numpy() for end in ends)
-    return np.asarray((first + last) / 2)

@@ -9,7 +9,7 @@ import numpy as np
 from stella_ray.encode.models import EncoderSettings, EncoderSpec
 from stella_ray.learn.synthetic import ranks
 from stella_ray.pipeline.cluster import Pool
-from stella_ray.pipeline.texts import embed_texts
+from stella_ray.pipeline.texts import Embedders
 
 
 class RoundTrip:
@@ -57,5 +57,6 @@ class RoundTrip:
             return
         texts = [self.spec.prefix_text(prefix) + text for prefix, text in keys]
         digest = self.spec.fingerprint["digest"]
-        vectors = embed_texts(texts, self.settings, digest, self.pool)
+        with Embedders(self.settings, digest, self.pool) as embedders:
+            vectors = embedders.embed(texts)
         self._vectors |= dict(zip(keys, vectors, strict=True))

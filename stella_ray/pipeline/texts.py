@@ -6,94 +6,165 @@ holds them all.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import ray.data
-from ray.data import ActorPoolStrategy
+import ray
 
 from stella_ray.encode.models import EncoderSettings
-from stella_ray.errors import ModelError
-from stella_ray.pipeline.cluster import Pool, configure_data
+from stella_ray.errors import IncompleteRun, ModelError
+from stella_ray.pipeline.cluster import Pool
 from stella_ray.pipeline.encode import EncodeBlocks
 
 if TYPE_CHECKING:
     from stella_ray.encode.encoder import Encoder
 
-ROWS_PER_BLOCK = 1_024
+LEAST_ROWS = 64
+"""Of a window, where there are fewer texts than windows for everybody: below, calls cost more than
+padding."""
+
+WINDOWS_EACH = 4
+"""Windows for an encoder at least, so that none is left with a whole one when the others are
+done."""
+
+CHARACTERS = 4_000_000
+"""Characters of a window, unless a single text has more."""
 
 
 class EncodeTexts(EncodeBlocks):
-    """The same actor for bare texts: columns number and text in, number and vector out."""
+    """The same actor for bare texts."""
 
-    def __call__(self, block: pa.Table) -> pa.Table:
-        """Embed one window, whose texts have their prefixes.
+    def embed(self, texts: pa.Array) -> np.ndarray:
+        """Embed one window, whose texts have their prefixes: float32 [texts, dim].
 
         Raises:
             ModelError: a text that the encoder raises on.
         """
         encoder = self.loading.result()
-        import torch
-
-        torch.set_num_threads(self.threads)
-        texts = block.column("text").to_pylist()
-        found = encoder.embed_tokens(encoder.tokenizer(texts))
+        rows = texts.to_pylist()
+        with self.computing():
+            found = encoder.embed_tokens(encoder.tokenizer(rows))
         for row, reason in found.faults.items():
-            raise ModelError(f"a text can't be embedded ({reason}): {texts[row][:60]!r}")
-        flat = pa.array(found.vectors.reshape(-1))
-        vectors = pa.FixedSizeListArray.from_arrays(flat, found.vectors.shape[1])
-        return pa.table({"number": block.column("number"), "vector": vectors})
+            raise ModelError(f"a text can't be embedded ({reason}): {rows[row][:60]!r}")
+        return found.vectors
 
 
-def embed_texts(
-    texts: Sequence[str],
-    settings: EncoderSettings,
-    digest: str,
-    pool: Pool,
-    opened: Callable[[EncoderSettings, str], Encoder] | None = None,
-) -> np.ndarray:
-    """Embed texts that have their prefixes already.
+class Embedders:
+    """Encoder actors that stay for many calls, and go with the `with` block.
+
+    The first is started by the first call, more where a call has windows for them.
 
     Args:
-        texts: any number.
         settings: the encoder.
         digest: of its fingerprint.
         pool: sizes.
         opened: how an actor comes by the encoder; by default it loads what the settings name.
-
-    Returns:
-        Unit vectors in the order of `texts`, float32 [texts, dim].
     """
-    configure_data(pool, ray.data.DataContext.get_current())
-    blocks = list(_blocks(texts))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
-        embedded = ray.data.from_arrow(blocks).map_batches(
-            EncodeTexts,
-            fn_constructor_args=(settings, digest, pool.threads, True, opened),
-            compute=ActorPoolStrategy(size=min(pool.encoders, len(blocks))),
-            batch_size=None,
-            batch_format="pyarrow",
-            num_cpus=pool.cpus_per_encoder,
-            num_gpus=pool.gpus_per_encoder or None,
-            max_task_retries=pool.window_retries,
-        )
-    out: np.ndarray | None = None
-    for block in embedded.iter_batches(batch_size=None, batch_format="pyarrow"):
-        column = block.column("vector").combine_chunks()
-        vectors = column.flatten().to_numpy().reshape(len(block), -1)
+
+    def __init__(
+        self,
+        settings: EncoderSettings,
+        digest: str,
+        pool: Pool,
+        opened: Callable[[EncoderSettings, str], Encoder] | None = None,
+    ) -> None:
+        self.pool = pool
+        self._arguments = (settings, digest, pool.threads, True, opened)
+        self._actors: list[Any] = []
+
+    def __enter__(self) -> Embedders:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._actors:
+            ray.kill(self._actors.pop())
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Embed texts that have their prefixes already; equal ones once.
+
+        1. Order the distinct texts by length, longest first: a window's texts are alike, and the
+        last windows are the quick ones. 2. Give each idle encoder the next window; only windows
+        under way are copied. 3. Put the vectors where their texts stand.
+
+        Returns:
+            Unit vectors in the order of `texts`, float32 [texts, dim]; [0, 0] for none.
+
+        Raises:
+            ModelError: a text that the encoder raises on.
+            IncompleteRun: the encoders' processes kept dying, or nothing came back for long.
+        """
+        number: dict[str, int] = {}
+        same_as = np.array([number.setdefault(text, len(number)) for text in texts], np.int64)
+        distinct = list(number)
+        out: np.ndarray | None = None
+        for members, vectors in self._embedded(distinct):
+            if out is None:
+                out = np.full((len(distinct), vectors.shape[1]), np.nan, np.float32)
+            out[members] = vectors
         if out is None:
-            out = np.full((len(texts), vectors.shape[1]), np.nan, np.float32)
-        out[block.column("number").to_numpy()] = vectors
-    assert out is not None, "no texts; this is a bug"
-    assert np.isfinite(out).all(), "texts were lost; this is a bug"
-    return out
+            return np.empty((0, 0), np.float32)
+        assert np.isfinite(out).all(), "texts were lost; this is a bug"
+        return out if len(distinct) == len(texts) else out[same_as]
+
+    def _embedded(self, texts: list[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Windows' members and vectors, as they come."""
+        todo = list(windows(texts, self.pool))[::-1]  # pop() takes the longest
+        while len(self._actors) < min(self.pool.encoders, len(todo)):
+            self._actors.append(self._start())
+        flying: dict[Any, tuple[np.ndarray, Any]] = {}
+        idle = self._actors * self.pool.windows_at_once
+        try:
+            while todo or flying:
+                while todo and idle:
+                    members, actor = todo.pop(), idle.pop()
+                    window = pa.array([texts[i] for i in members.tolist()], pa.large_string())
+                    flying[actor.embed.remote(window)] = members, actor
+                yield self._next(flying, idle)
+        except ray.exceptions.RayActorError as error:
+            raise IncompleteRun(
+                "the encoders' processes kept dying"
+                f" ({' '.join(str(error).split())[:200]}); look for a lack of memory"
+            ) from error
+
+    def _next(
+        self, flying: dict[Any, tuple[np.ndarray, Any]], idle: list[Any]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The next window that is done; its encoder is idle then."""
+        done, _ = ray.wait(list(flying), timeout=self.pool.no_progress_seconds)
+        if not done:
+            raise IncompleteRun(
+                f"no window was embedded for {self.pool.no_progress_seconds} seconds; expected one,"
+                " so see whether the cluster still has its nodes"
+            )
+        members, actor = flying.pop(done[0])
+        idle.append(actor)
+        return members, ray.get(done[0])
+
+    def _start(self) -> Any:
+        """An actor that comes back when its process dies, and has its windows again."""
+        return (
+            ray.remote(EncodeTexts)
+            .options(
+                num_cpus=self.pool.cpus_per_encoder,
+                num_gpus=self.pool.gpus_per_encoder or None,
+                max_restarts=self.pool.window_retries,
+                max_task_retries=self.pool.window_retries,
+                max_concurrency=self.pool.windows_at_once,
+            )
+            .remote(*self._arguments)
+        )
 
 
-def _blocks(texts: Sequence[str]) -> Iterator[pa.Table]:
-    for first in range(0, len(texts), ROWS_PER_BLOCK):
-        part = texts[first : first + ROWS_PER_BLOCK]
-        yield pa.table({"number": np.arange(first, first + len(part)), "text": list(part)})
+def windows(texts: Sequence[str], pool: Pool) -> Iterator[np.ndarray]:
+    """The numbers of texts in windows, the longest first, int64 [rows] each."""
+    lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+    order = np.argsort(-lengths, kind="stable")
+    share = -(-len(texts) // (pool.encoders * pool.windows_at_once * WINDOWS_EACH))
+    rows = min(pool.window_rows, max(LEAST_ROWS, share))
+    start = 0
+    while start < len(order):  # order is longest first, so a window's first text bounds the others
+        count = max(1, min(rows, CHARACTERS // max(1, int(lengths[order[start]]))))
+        yield order[start : start + count]
+        start += count

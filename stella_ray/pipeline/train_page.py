@@ -7,35 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stella_ray.pipeline.page import COLOURS, table, whole_page
+
 if TYPE_CHECKING:
     from stella_ray.learn.learner import StepReport
     from stella_ray.pipeline.train import Trained
 
-COLOURS = ("#2f6fde", "#d9822b", "#2a9d6f", "#b5489b", "#8a7a2f", "#5b5fc7")
-"""Of sources, in their order; told apart on light and dark ground."""
-
 WIDTH, HEIGHT, LEFT, BOTTOM = 640, 200, 56, 24
-
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title}</title><style>
-:root {{ color-scheme: light dark;
-  --ink: #1c2430; --faint: #5d6875; --line: #d8dde4; --ground: #fff }}
-@media (prefers-color-scheme: dark) {{
-  :root {{ --ink: #e6eaf0; --faint: #9aa5b3; --line: #38414d; --ground: #14191f }} }}
-body {{ font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--ground);
-  max-width: 1340px; margin: 0 auto; padding: 16px }}
-h1 {{ font-size: 22px; overflow-wrap: anywhere }} h2 {{ font-size: 16px; margin: 20px 0 4px }}
-.plots {{ display: grid; gap: 8px 24px;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)) }}
-svg {{ width: 100%; height: auto }} svg text {{ fill: var(--faint); font-size: 11px }}
-.axis {{ stroke: var(--line) }} .wide {{ overflow-x: auto }}
-table {{ border-collapse: collapse }}
-td, th {{ padding: 3px 12px 3px 0; text-align: right; border-bottom: 1px solid var(--line) }}
-td:first-child, th:first-child {{ text-align: left }}
-.key::before {{ content: "■ "; color: var(--c) }}
-</style></head><body><h1>{title}</h1>{body}</body></html>
-"""
 
 
 def write_page(path: Path, title: str, trained: Trained) -> None:
@@ -60,8 +38,7 @@ def write_page(path: Path, title: str, trained: Trained) -> None:
         curves = {s: [(r.step + 1, number(r)) for r in rows] for s, rows in by_source.items()}
         body += f"<figure style='margin:0'><h2>{name}</h2>{_plot(curves)}</figure>"
     body += "</div>" + _held_out(trained.evaluations)
-    text = PAGE.format(title=html.escape(title), body=body)
-    path.write_text(text, encoding="utf-8")
+    path.write_text(whole_page(title, body), encoding="utf-8")
 
 
 def _summary(by_source: Mapping[str, Sequence[StepReport]]) -> str:
@@ -87,7 +64,7 @@ def _summary(by_source: Mapping[str, Sequence[StepReport]]) -> str:
                 *losses,
             ]
         )
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _held_out(evaluations: Mapping[int, Mapping[str, float]]) -> str:
@@ -99,13 +76,7 @@ def _held_out(evaluations: Mapping[int, Mapping[str, float]]) -> str:
         for steps, metrics in sorted(evaluations.items())
     ]
     head = ["after step", *(html.escape(name) for name in names)]
-    return "<h2>Held-out sets</h2>" + _table(head, rows)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    names = "".join(f"<th>{name}</th>" for name in head)
-    return f'<div class="wide"><table><tr>{names}</tr>{lines}</table></div>'
+    return "<h2>Held-out sets</h2>" + table(head, rows)
 
 
 def _plot(curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
