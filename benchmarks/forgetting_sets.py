@@ -89,20 +89,30 @@ class Measured:
 
     def row(self, late: np.ndarray, labels: Sequence[np.ndarray]) -> dict[str, float]:
         """Its numbers."""
-        out = {"similarity": similarity(self, [np.arange(len(one)) for one in labels], labels)}
+        out = {"similarity": similarity(self, [np.ones((len(y), 1)) for y in labels], labels)[0]}
         for k, hit in self.hits.items():
             out |= {f"recall@{k}": hit.mean(), f"late recall@{k}": hit[late].mean()}
         return {name: round(float(value), 4) for name, value in out.items()}
 
 
-def similarity(one: Measured, at: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> float:
-    """Spearman's correlation over the rows `at` of each set, the sets' mean."""
-    found = [spearman(c[i], y[i]) for c, y, i in zip(one.cosines, labels, at, strict=True)]
-    return float(np.mean(found))
+def similarity(
+    one: Measured, counts: Sequence[np.ndarray], labels: Sequence[np.ndarray]
+) -> np.ndarray:
+    """Spearman's correlation, the sets' mean, in each resample, [resamples].
+
+    Args:
+        one: the model's cosines.
+        counts: how often each row of a set counts in a resample, float64 [rows, resamples].
+        labels: of each set.
+    """
+    found = [spearman(c, y, n) for c, y, n in zip(one.cosines, labels, counts, strict=True)]
+    return np.asarray(np.mean(found, axis=0))
 
 
-Draw = tuple[np.ndarray, list[np.ndarray]]
-"""Which questions and which pairs of each set count in a round."""
+def resampled(rows: int, dice: np.random.Generator) -> np.ndarray:
+    """How often each row counts: once in the first resample, by chance in the others."""
+    drawn = dice.multinomial(rows, np.full(rows, 1 / rows), ROUNDS).T
+    return np.concatenate([np.ones((rows, 1)), drawn], axis=1)
 
 
 def summary(
@@ -123,21 +133,16 @@ def summary(
         labels: of each scored set.
     """
     dice = np.random.default_rng(0)
-    sizes = [len(late), *map(len, labels)]
-    whole: Draw = np.arange(sizes[0]), [np.arange(size) for size in sizes[1:]]
-    draws = [whole]
-    for _ in range(ROUNDS):
-        first, *rest = (dice.integers(0, size, size) for size in sizes)
-        draws.append((first, rest))
-    base = [similarity(start, draw[1], labels) for draw in draws]
+    asked = resampled(len(late), dice)
+    counts = [resampled(len(one), dice) for one in labels]
+    base = similarity(start, counts, labels)
 
     def falls(models: Sequence[Measured]) -> np.ndarray:
-        mean = [np.mean([similarity(m, draw[1], labels) for m in models]) for draw in draws]
-        return np.array(mean) - base
+        return np.mean([similarity(m, counts, labels) for m in models], axis=0) - base
 
     def gains(models: Sequence[Measured], k: int, which: np.ndarray) -> np.ndarray:
         gap = np.mean([m.hits[k] for m in models], axis=0) - start.hits[k]
-        return np.array([gap[draw[0]][which[draw[0]]].mean() for draw in draws])
+        return np.asarray((gap * which) @ asked / (which @ asked))
 
     out, every = [], np.ones_like(late)
     curves = {
@@ -155,7 +160,7 @@ def summary(
         if free in (None, arm):
             continue
         for number, (gain, fall) in enumerate(points):
-            expected = [at_gain(curves[free], gain[i], i) for i in range(len(draws))]
+            expected = [at_gain(curves[free], gain[i], i) for i in range(len(gain))]
             words = f"{arm} point {number + 1} (recall@1 {gain[0]:+.4f}): similarity over {free}'s"
             out.append(told(f"{words} at equal gain", fall - np.array(expected)))
     return out

@@ -6,14 +6,16 @@ python jobs/evaluate.py --encoder.path MODEL --suite cmteb|mteb|long|all|TASK,â€
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import logging
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from stella_ray import settings
 from stella_ray.encode.models import EncoderSettings
 from stella_ray.errors import CorpusError, SettingsError
 from stella_ray.evaluate.compare import Comparison, as_text, compare
+from stella_ray.evaluate.evaluation import Evaluation, Plan
 from stella_ray.evaluate.local_data import find_local
 from stella_ray.evaluate.longtext import find_long_sets, read_long_set
 from stella_ray.evaluate.page import comparison_page, encoder_page
@@ -23,9 +25,6 @@ from stella_ray.evaluate.tasks import CMTEB, PrefixRule, find_tasks
 from stella_ray.pipeline.cluster import PoolSettings, cluster, size_pool
 from stella_ray.pipeline.texts import Embedders
 from stella_ray.storage import StorageSettings, write_json, write_text
-
-if TYPE_CHECKING:
-    from stella_ray.evaluate.evaluation import Evaluation, Plan
 
 log = logging.getLogger("stella_ray.evaluate")
 
@@ -150,17 +149,15 @@ def planned(job: EvaluateJob) -> Plan:
         SettingsError: an unknown name, or mteb isn't installed.
         CorpusError: a long set's files are wrong.
     """
-    try:
-        from stella_ray.evaluate.evaluation import Plan
-    except ImportError as error:
-        raise SettingsError(
-            f"evaluation needs Python 3.11 and mteb ({error}); install it: pip install"
-            " 'stella-ray[evaluate]'"
-        ) from None
     suite = job.suite.lower()
     places = long_places(job)
     names = find_tasks(job.names, list(places)) if job.names else [*SUITES[suite], *places]
     tasks = [CMTEB[name] for name in names if name in CMTEB]
+    if tasks and not all(map(importlib.util.find_spec, ("mteb", "datasets"))):
+        raise SettingsError(
+            "C-MTEB's tasks need Python 3.11 and mteb, which isn't installed; pip install"
+            " 'stella-ray[evaluate]'"
+        )
     how = {
         one.name: getattr(job.long, one.name)
         for one in dataclasses.fields(job.long)
@@ -206,8 +203,6 @@ def long_places(job: EvaluateJob) -> dict[str, str]:
 
 def evaluations(job: EvaluateJob, plan: Plan) -> list[Evaluation]:
     """The encoder's run, and the other one's."""
-    from stella_ray.evaluate.evaluation import Evaluation
-
     out = [Evaluation(job.encoder, plan)]
     if job.against:
         # How it runs is the same; what belongs to a model is its own.

@@ -1,4 +1,8 @@
-"""One encoder's run through tasks and long sets: what is done, to do, and not to be had."""
+"""One encoder's run through tasks and long sets: what is done, to do, and not to be had.
+
+mteb is imported with the first task that needs it, when the encoders are on their way already: it
+takes five seconds, and long sets need none of it.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,11 @@ import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from typing import Any, Literal
-
-import mteb
 
 from stella_ray.encode.models import EncoderSettings, find_encoder
 from stella_ray.errors import CorpusError
-from stella_ray.evaluate.cmteb import HubError, evaluate_task, hub_revision, open_task
 from stella_ray.evaluate.local_data import LocalTask
 from stella_ray.evaluate.longtext import Embed, evaluate_long, revision_of
 from stella_ray.evaluate.questions import LONG_TEXT, LongSet
@@ -155,6 +157,8 @@ class Evaluation:
         }
 
     def _evaluated(self, task: Task, embed: Embed) -> Iterable[TaskResult]:
+        from stella_ray.evaluate.cmteb import HubError, evaluate_task, open_task
+
         local = self.plan.local.get(task.name)
         if local is None and self._no_hub:
             self._lacks(task.name, f"no folder for it in --data, and {self._no_hub}")
@@ -209,13 +213,16 @@ class Evaluation:
         log.warning("%s: not available (%s)", name, why)
 
     def _revision(self, task: Task) -> str:
-        local = self.plan.local.get(task.name)
-        return hub_revision(task) if local is None else local.revision
+        if (local := self.plan.local.get(task.name)) is not None:
+            return local.revision
+        from stella_ray.evaluate.cmteb import hub_revision
+
+        return hub_revision(task)
 
     def _protocol(self, task: Task) -> dict[str, Any]:
         """What a record depends on beside encoder and data."""
         prefixes = prefixes_of(task, self.plan.prefixes, self.spec)
-        return {"mteb": mteb.__version__, "split": task.split, "prefixes": prefixes}
+        return {"mteb": metadata.version("mteb"), "split": task.split, "prefixes": prefixes}
 
     def _long_protocol(self) -> dict[str, Any]:
         spec = self.spec

@@ -54,7 +54,8 @@ class EncodeTexts(EncodeBlocks):
 class Embedders:
     """Encoder actors that stay for many calls, and go with the `with` block.
 
-    The first is started by the first call, more where a call has windows for them.
+    The first sets off with the block, to load beside what the caller prepares; more are started
+    where a call has windows for them.
 
     Args:
         settings: the encoder.
@@ -75,6 +76,7 @@ class Embedders:
         self._actors: list[Any] = []
 
     def __enter__(self) -> Embedders:
+        self._actors.append(self._start())
         return self
 
     def __exit__(self, *_: object) -> None:
