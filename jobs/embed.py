@@ -18,12 +18,12 @@ from pathlib import Path
 import pyarrow as pa
 from ray.data import DataContext, Dataset
 
-from jobs.embed_settings import EmbedJob
 from stella_ray import settings
 from stella_ray.encode.models import EncoderSettings, EncoderSpec, find_encoder
 from stella_ray.errors import IncompleteRun, SettingsError, StellaError
 from stella_ray.pipeline.cluster import cluster, configure_data, size_pool
 from stella_ray.pipeline.corpus import DatasetCorpus, ShardedCorpus, find_shards, look_at
+from stella_ray.pipeline.embed_job import EmbedJob
 from stella_ray.pipeline.estimate import Estimate
 from stella_ray.pipeline.forecast import estimate
 from stella_ray.pipeline.judge import Preparation
@@ -53,7 +53,6 @@ def run(job: EmbedJob, dataset: Dataset | None = None, seconds_before: float = 0
     """
     began = datetime.datetime.now(datetime.timezone.utc)
     job, uri, rows, spec = found(job, dataset)
-    check_store(uri, job.storage)
     run_id = f"{began:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
     report = RunReport(run_id, uri, spec.fingerprint, settings.shown(job))
     report.began = began.timestamp() - seconds_before
@@ -89,7 +88,10 @@ def found(
     check_paths(job)
     job = replace(job, storage=job.storage.resolved())
     uri = table_uri(absolute(job.table))
-    table_folder(uri)  # refuses what is neither a disk nor S3
+    if job.dry_run:
+        table_folder(uri)  # refuses what is neither a disk nor S3
+    else:
+        check_store(uri, job.storage)
     rows = find_shards(job.corpus, job.storage) if dataset is None else dataset
     spec = find_encoder(job.encoder)
     if job.long == "chunk" and job.chunk_overlap * 4 > spec.max_tokens:
@@ -168,7 +170,7 @@ def preparation(job: EmbedJob, kept: list[pa.Field], spec: EncoderSpec) -> Prepa
 
 
 def dry_run(job: EmbedJob) -> Estimate:
-    """Count and print what a run would do; writes nothing, and needs no lock.
+    """Count and print what the run of a job with `dry_run` would do; writes nothing, needs no lock.
 
     Raises:
         IncompleteRun: it would be refused.

@@ -41,7 +41,7 @@ def test_a_dry_run_counts_what_the_run_then_does(
         row["text"] = "".join(HAN[i % 900] for i in range(1_500))  # beyond 1,024 tokens
     write_jsonl(desk.corpus / "a.jsonl", rows[:40])
     write_jsonl(desk.corpus / "b.jsonl", rows[40:])
-    first = dry_run(desk.job(**settings))
+    first = dry_run(desk.job(dry_run=True, **settings))
     assert not desk.table.parent.exists()
     report = run(desk.job(**settings))
     assert (first.new, first.changed, first.tokens) == (60, 0, report.tokens)
@@ -57,7 +57,7 @@ def test_a_dry_run_counts_what_the_run_then_does(
     write_jsonl(desk.corpus / "b.jsonl", rows[40:50])  # ten are gone
     before = tree(tmp_path)
     capsys.readouterr()
-    second = dry_run(desk.job(**settings))
+    second = dry_run(desk.job(dry_run=True, **settings))
     said = capsys.readouterr().out
     assert tree(tmp_path) == before
     report = run(desk.job(**settings))
@@ -81,7 +81,7 @@ def test_what_a_run_would_refuse_is_told_with_its_exit_code(
     write_jsonl(small_desk.corpus / "a.jsonl", documents(5))
     place = tmp_path / "estimate.json"
     with pytest.raises(IncompleteRun, match=r"would end with: 7 of the table's 12 documents"):
-        dry_run(small_desk.job(report=str(place)))
+        dry_run(small_desk.job(dry_run=True, report=str(place)))
     told = json.loads(place.read_text("utf-8"))
     assert (told["deleted"], told["unchanged"]) == (7, 5)
     assert "max_delete_fraction" in told["refused"]
@@ -89,14 +89,14 @@ def test_what_a_run_would_refuse_is_told_with_its_exit_code(
 
 def test_gpu_hours_and_cost_follow_the_tokens(small_desk: Desk, capsys: Any) -> None:
     asked = EstimateSettings(tokens_per_second=10.0, encoders=2, price_per_hour=36.0)
-    found = dry_run(small_desk.job(estimate=asked))
+    found = dry_run(small_desk.job(dry_run=True, estimate=asked))
     assert found.seconds == pytest.approx(found.tokens / 20)
     assert found.encoder_hours == pytest.approx(found.tokens / 36_000)
     assert found.cost == pytest.approx(found.tokens / 1_000)
-    found = dry_run(small_desk.job(estimate=EstimateSettings(gpu="h100")))
+    found = dry_run(small_desk.job(dry_run=True, estimate=EstimateSettings(gpu="h100")))
     assert "1 h100 at" in found.rate
     with pytest.raises(SettingsError, match=r"estimate\.gpu 'tpu' isn't known"):
-        dry_run(small_desk.job(estimate=EstimateSettings(gpu="tpu")))
+        dry_run(small_desk.job(dry_run=True, estimate=EstimateSettings(gpu="tpu")))
     capsys.readouterr()
 
 
@@ -106,13 +106,13 @@ def test_a_sample_of_the_shards_is_scaled_to_all(
     for number in range(10):
         rows = [{"id": f"{number}-{i}", "text": text(number * 20 + i, 18)} for i in range(20)]
         write_jsonl(desk.corpus / f"{number}.jsonl", rows)
-    found = dry_run(desk.job(estimate=EstimateSettings(share=0.3)))
+    found = dry_run(desk.job(dry_run=True, estimate=EstimateSettings(share=0.3)))
     assert (found.shards, found.shards_read) == (10, 3)
     assert found.new == pytest.approx(200, rel=0.02)
     assert found.table_rows == pytest.approx(200, rel=0.02)
     report = run(desk.job())
     assert found.tokens == pytest.approx(report.tokens, rel=0.02)
-    found = dry_run(desk.job(estimate=EstimateSettings(share=0.3)))
+    found = dry_run(desk.job(dry_run=True, estimate=EstimateSettings(share=0.3)))
     assert found.unchanged == pytest.approx(200, rel=0.02)
     assert found.deleted <= 4
 
