@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=3, help="measured on the way, end included")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rate", type=float, default=2e-5)
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--fisher_rows", type=int, default=128)
     parser.add_argument("--arms", nargs="+", default=["none:0", "identity:20", "fisher:20"])
     parser.add_argument("--mixtures", type=float, nargs="*", default=[], help="weights, 0 to 1")
@@ -96,7 +96,7 @@ class Judge:
         if any(arm.startswith("fisher") for arm in options.arms):
             save_fisher(fisher, *self.general_fisher())
         found: dict[str, list[list[Measured]]] = {arm: [] for arm in options.arms}
-        for seed in range(options.seeds):
+        for seed in options.seeds:
             for arm in options.arms:
                 kind, strength = arm.split(":")
                 anchor = AnchorSettings(

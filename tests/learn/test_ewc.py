@@ -184,7 +184,7 @@ def drifted(settings: AnchorSettings) -> tuple[Tiny, dict[str, Tensor], Tensor]:
 
 
 def test_identity_is_the_authors_penalty_of_ten_times_the_squares() -> None:
-    model, added, penalty = drifted(AnchorSettings())
+    model, added, penalty = drifted(AnchorSettings(strength=20.0))
     start = dict(Tiny().named_parameters())
     wanted = sum(10.0 * (p - start[name]).square().sum() for name, p in model.named_parameters())
     torch.testing.assert_close(penalty, wanted)
@@ -218,7 +218,7 @@ def test_none_holds_nothing() -> None:
 
 def test_position_rows_past_the_old_length_are_free(tmp_path: Path) -> None:
     model = AutoModel.from_pretrained(make_encoder(tmp_path / "m", positions=24))
-    anchor = Anchor(model.named_parameters(), AnchorSettings(free_positions_from=16))
+    anchor = Anchor(model.named_parameters(), AnchorSettings(strength=20.0, free_positions_from=16))
     with torch.no_grad():
         for p in model.parameters():
             p += 1
