@@ -94,8 +94,8 @@ class AnchorSettings:
     needs it for (EWC); none: nothing holds it."""
     strength: float = 0.5
     """lambda: the penalty is lambda / 2 x sum of F (theta - theta_0)^2; for fisher with a mean of 1
-    the same unit holds. The authors' 10 x sum of squares is 20 here; they took it of 16-bit weights,
-    where small drifts are nought, and of float32 weights it lets nothing move (benchmarks/LOG.md).
+    the same unit holds. The authors' 10 x sum of squares is 20 here; they took it of 16-bit
+    weights, where small drifts are nought. Float32 weights it lets not move (benchmarks/LOG.md).
     Where the penalty's share stays below 1%, little is held; above 30%, little is learnt."""
     fisher: str | None = None
     """fisher: the file of the base model's Fisher information."""
