@@ -233,7 +233,10 @@ class ShardedCorpus:
         A task costs Ray some 10 ms: 10,000 shards of a few kilobytes would cost minutes. And one
         that holds less than a window makes a small window, of more padding.
         """
-        enough = max(TASKS_PER_ENCODER * pool.encoders, -(-self.bytes // BYTES_PER_TASK))
+        enough = max(
+            TASKS_PER_ENCODER * (pool.most_encoders or pool.encoders),
+            -(-self.bytes // BYTES_PER_TASK),
+        )
         windows = -(-self.bytes // pool.block_bytes)
         return max(1, min(len(self.shards), enough, windows))
 

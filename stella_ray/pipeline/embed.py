@@ -55,8 +55,10 @@ def receipts(
         vectors = prepared(corpus, how, pool, target["known"]).map_batches(
             EncodeBlocks,
             fn_constructor_args=(settings, how.digest, pool.threads, at_once, opened),
+            # Ray Data starts more where late nodes have room; a lost node's start anew elsewhere.
             compute=ActorPoolStrategy(
-                size=pool.encoders,
+                min_size=pool.encoders,
+                max_size=pool.most_encoders,
                 max_concurrent_calls_per_actor=pool.windows_at_once,
                 enable_true_multi_threading=True,
             ),

@@ -27,7 +27,7 @@ def pool(**settings: int) -> Pool:
     }
     return Pool(
         **{**known, **settings}, gpus_per_encoder=0, cpus_per_encoder=0.5, task_cpus=0.25,
-        block_bytes=1, no_progress_seconds=60,
+        block_bytes=1, no_progress_seconds=60, most_encoders=None,
     )  # fmt: skip
 
 
