@@ -29,6 +29,10 @@ WINDOWS_EACH = 4
 """Windows for an encoder at least, so that none is left with a whole one when the others are
 done."""
 
+CHARACTERS_WORTH_AN_ENCODER = 30_000
+"""Below, starting one more process and loading the model there costs more than it brings: some 10 s
+of a core, in which a small model embeds as much."""
+
 CHARACTERS = 4_000_000
 """Characters of a window, unless a single text has more."""
 
@@ -113,7 +117,8 @@ class Embedders:
     def _embedded(self, texts: list[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Windows' members and vectors, as they come."""
         todo = list(windows(texts, self.pool))[::-1]  # pop() takes the longest
-        while len(self._actors) < min(self.pool.encoders, len(todo)):
+        worth = 1 + sum(map(len, texts)) // CHARACTERS_WORTH_AN_ENCODER
+        while len(self._actors) < min(self.pool.encoders, len(todo), worth):
             self._actors.append(self._start())
         flying: dict[Any, tuple[np.ndarray, Any]] = {}
         idle = self._actors * self.pool.windows_at_once

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
 from stella_ray.pipeline.nodes import room
 from tests.jobs.test_submit import RAY, free_ports
@@ -51,12 +52,17 @@ def autoscaling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """
     folder = tmp_path_factory.mktemp("as")
     gpu_node = {"node_config": {}, "min_workers": 0, "max_workers": 2}
+    commands = ["initialization", "setup", "head_setup", "worker_setup"]
+    commands += ["head_start_ray", "worker_start_ray"]
     config = {
+        **{f"{name}_commands": [] for name in commands},
+        "file_mounts": {}, "cluster_synced_files": [], "docker": {},
         "cluster_name": "simulated", "max_workers": 4, "upscaling_speed": 8,
-        "idle_timeout_minutes": 5, "auth": {"ssh_user": "u"}, "head_node_type": "head",
-        "provider": {"type": "external", "module": "no_spot.NoSpot"},
+        "idle_timeout_minutes": 5, "auth": {"ssh_user": "u"}, "head_node_type": "ray.head.default",
+        "provider": {"type": "external", "module": "no_spot.NoSpot", "launch_multiple": True,
+                     "head_node_id": FAKE_HEAD_NODE_ID},
         "available_node_types": {
-            "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
             "spot": gpu_node | {"priority": 1, "resources": {"CPU": 4, "GPU": 1}},
             "on_demand": gpu_node
             | {"priority": 0, "resources": {"CPU": 4, "GPU": 1, "on_demand": 1}},
@@ -76,6 +82,8 @@ def autoscaling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     temporary = Path("/tmp") / f"as-{os.getpid()}"
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {
         "RAY_AUTH_MODE": "disabled", "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "RAY_enable_autoscaler_v2": "1", "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+        "RAY_NODE_TYPE_NAME": "ray.head.default", "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
         "PYTHONPATH": f"{folder}:{os.environ.get('PYTHONPATH', '')}",
         "PATH": f"{RAY.parent}:{os.environ['PATH']}",
     }  # fmt: skip
