@@ -14,9 +14,11 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import lance
 import psutil
 import pytest
 
+from tests.conftest import make_encoder
 from tests.jobs.conftest import documents, rows_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -70,9 +72,11 @@ class Cluster:
                     raise
                 time.sleep(0.5)
 
-    def submit(self, *words: object) -> subprocess.CompletedProcess[str]:
-        command = [RAY, "job", "submit", "--address", self.address, "--working-dir", "."]
-        command += ["--", "python", "jobs/embed.py", *words]
+    def submit(
+        self, *words: object, options: tuple[str, ...] = (), program: str = "embed"
+    ) -> subprocess.CompletedProcess[str]:
+        command = [RAY, "job", "submit", "--address", self.address, "--working-dir", ".", *options]
+        command += ["--", "python", f"jobs/{program}.py", *words]
         end = time.monotonic() + 60
         while True:
             done = subprocess.run(
@@ -83,6 +87,11 @@ class Cluster:
             if "No available agent" not in done.stderr or time.monotonic() > end:
                 return done
             time.sleep(1)
+
+    def stop_job(self, name: str) -> None:
+        """As an operator does; returns when the job has ended."""
+        command = [RAY, "job", "stop", "--address", self.address, name]
+        subprocess.run(command, env=self.environment, capture_output=True, timeout=60, check=True)
 
     def last_job(self) -> dict[str, object]:
         with urllib.request.urlopen(f"{self.address}/api/jobs/", timeout=10) as answer:
@@ -109,33 +118,59 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     cluster.stop()
 
 
-def test_a_submitted_job_embeds_publishes_and_reports(
-    ray_cluster: Cluster, tmp_path: Path, tiny_encoder: Path, write_jsonl: Callable[..., Path]
-) -> None:
-    write_jsonl(tmp_path / "corpus/a.jsonl", documents(20))
-    flags = ["--corpus", tmp_path / "corpus", "--table", tmp_path / "db/docs"]
-    flags += ["--encoder.path", tiny_encoder, "--report", tmp_path / "report.json"]
+def stop_in_the_middle(ray_cluster: Cluster, table: Path, flags: list[object]) -> int:
+    """Start a job without waiting for it, stop it after two commits; the rows it has committed."""
+    started = ray_cluster.submit(*flags, options=("--no-wait", "--submission-id", "stopped"))
+    assert started.returncode == 0, started.stdout + started.stderr
+    folder, end = Path(f"{table}.lance"), time.monotonic() + 90
+    # The table's making is a version, and each commit one more.
+    while len(list(folder.glob("_versions/*.manifest"))) < 3:
+        assert time.monotonic() < end, ray_cluster.last_job()
+        time.sleep(0.05)
+    ray_cluster.stop_job("stopped")
+    assert ray_cluster.last_job()["status"] == "STOPPED"
+    left = lance.dataset(str(folder))
+    assert not left.tags.list()  # nothing is published, and what is committed can be read
+    ids = left.to_table(["doc_id"])["doc_id"].to_pylist()
+    assert len(ids) == len(set(ids))
+    (report,) = table.parent.glob("runs/*/report.json")
+    assert json.loads(report.read_text("utf-8"))["outcome"] == "unfinished"
+    return len(ids)
 
+
+def test_a_submitted_job_embeds_publishes_and_reports(
+    ray_cluster: Cluster, tmp_path: Path, write_jsonl: Callable[..., Path]
+) -> None:
+    encoder = make_encoder(tmp_path / "model", layers=8)  # slow enough to be stopped at work
+    for shard in range(10):
+        write_jsonl(tmp_path / f"corpus/{shard}.jsonl", documents(40, first=40 * shard))
+    flags: list[object] = ["--corpus", tmp_path / "corpus", "--table", tmp_path / "db/docs"]
+    flags += ["--encoder.path", encoder, "--report", tmp_path / "report.json"]
+    flags += ["--pool.window_rows", "16", "--pool.rows_per_commit", "16"]
+    kept = stop_in_the_middle(ray_cluster, tmp_path / "db/docs", flags)
+    assert 0 < kept < 400
+
+    # The lock is free at once, and the next run embeds what is missing alone.
     done = ray_cluster.submit(*flags)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "20 embedded" in done.stdout
+    assert f"{400 - kept} embedded, {kept} unchanged" in done.stdout
     assert ray_cluster.last_job()["status"] == "SUCCEEDED"
     assert json.loads((tmp_path / "report.json").read_text())["outcome"] == "published"
-    assert len(rows_of(tmp_path / "db/docs")) == 20
+    assert len(rows_of(tmp_path / "db/docs")) == 400
 
     # A failure: its line and code are in the log, the state and the report; the CLI itself says 1.
-    write_jsonl(tmp_path / "corpus/b.jsonl", [{"id": "n", "text": None}])
+    write_jsonl(tmp_path / "corpus/null.jsonl", [{"id": "n", "text": None}])
     failed = ray_cluster.submit(*flags)
     said = failed.stdout + failed.stderr
     assert failed.returncode == 1
-    assert re.search(r"^error: 1 of 21 rows were rejected.*rejects\.jsonl", said, re.M), said
+    assert re.search(r"^error: 1 of 401 rows were rejected.*rejects\.jsonl", said, re.M), said
     assert "Traceback" not in said
     job = ray_cluster.last_job()
     assert job["status"] == "FAILED"
     assert job["driver_exit_code"] == 6
     outcome = json.loads((tmp_path / "report.json").read_text())["outcome"]
-    assert outcome.startswith("IncompleteRun: 1 of 21 rows")
-    assert len(rows_of(tmp_path / "db/docs")) == 20
+    assert outcome.startswith("IncompleteRun: 1 of 401 rows")
+    assert len(rows_of(tmp_path / "db/docs")) == 400
 
 
 def test_relative_paths_are_refused_in_a_submitted_job(ray_cluster: Cluster) -> None:
@@ -144,6 +179,15 @@ def test_relative_paths_are_refused_in_a_submitted_job(ray_cluster: Cluster) -> 
     assert re.search(
         r"^error: --corpus examples/corpus is a relative path.*absolute path", said, re.M
     )
+    assert ray_cluster.last_job()["driver_exit_code"] == 2
+
+
+def test_gpus_that_do_not_come_end_the_job_before_its_command(ray_cluster: Cluster) -> None:
+    waits = ("--spot_minutes", "0.01", "--on_demand_minutes", "0.01")
+    done = ray_cluster.submit("--gpus", 2, *waits, "--", "echo", "it ran", program="with_gpus")
+    said = done.stdout + done.stderr
+    assert re.search(r"^error: 2 GPUs were asked for and the cluster has 0", said, re.M), said
+    assert "it ran\n" not in said.replace("echo it ran", "")
     assert ray_cluster.last_job()["driver_exit_code"] == 2
 
 
