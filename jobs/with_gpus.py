@@ -44,7 +44,7 @@ class GpusJob:
 
 
 def bundles(gpus: int, there: int, on_demand: str | None) -> list[dict[str, float]]:
-    """One bundle a GPU; those that aren't there yet on nodes with `on_demand`, where it is given."""
+    """One bundle a GPU; what isn't there yet on nodes with `on_demand`, where it is given."""
     missing = 0 if on_demand is None else max(0, gpus - there)
     # The share of the resource is as small as a bundle may have: all GPUs of a node fit on it.
     named = {"GPU": 1.0, on_demand: 0.001} if on_demand else {}
@@ -76,8 +76,8 @@ def bring_up(job: GpusJob) -> None:
         print(f"not {job.gpus} GPUs {kind} within {minutes:g} minutes", flush=True)
     there = int(ray.cluster_resources().get("GPU", 0))
     raise SettingsError(
-        f"{job.gpus} GPUs were asked for and the cluster has {there} free or busy; see `ray status`,"
-        " or lower --gpus (and the command's --pool.encoders)"
+        f"{job.gpus} GPUs were asked for and the cluster has {there}, free or busy; see"
+        " `ray status`, or lower --gpus (and the command's --pool.encoders)"
     )
 
 

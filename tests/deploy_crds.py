@@ -1,4 +1,4 @@
-"""Check deploy/'s Ray objects, and the extract in tests/deploy_schema.py, against KubeRay's own CRDs.
+"""Check deploy/'s Ray objects, and tests/deploy_schema.py's extract, against KubeRay's own CRDs.
 
 python -m tests.deploy_crds FOLDER    # kuberay's ray-operator/config/crd/bases at a tag
 

@@ -1,15 +1,17 @@
 """JSON schemas of the Kubernetes objects in deploy/: the fields that we use, and no others.
 
-From the API reference of Kubernetes 1.37 and the CRDs of KubeRay. What is allowed there and stands not
-here is a reason to add it here, after a look whether it means what it seems to.
+From the API reference of Kubernetes 1.37 and the CRDs of KubeRay. What is allowed there and stands
+not here is a reason to add it here, after a look whether it means what it seems to.
 
-The real CRDs are a megabyte each and not copied here. Against those of KubeRay 1.5.1, 1.6.2 and 1.7.0
-this extract and the manifests were checked on 2026-11-23, and can be again, with a checkout of kuberay:
+The real CRDs are a megabyte each and not copied here. Against those of KubeRay 1.5.1, 1.6.2 and
+1.7.0 this extract and the manifests were checked on 2026-11-23, and can be again, with a checkout
+of kuberay:
 
     git -C kuberay checkout v1.7.0
     python -m tests.deploy_crds kuberay/ray-operator/config/crd/bases
 
-All fits 1.7.0; the older ones don't know a worker group's `priority`, as deploy/raycluster.yaml says.
+All fits 1.7.0; the older ones don't know a worker group's `priority`, as deploy/raycluster.yaml
+says.
 """
 
 from __future__ import annotations

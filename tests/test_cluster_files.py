@@ -61,6 +61,7 @@ def checked(text: str) -> dict[str, Any]:
     """What `ray up` makes of a file before it asks a cloud."""
     config = prepare_config(filled(text, AMI_ID="ami-0123456789abcdef0"))
     validate_config(config)
+    hash_runtime_conf(config["file_mounts"], None, config)  # reads all that goes to the nodes
     return config
 
 
@@ -76,7 +77,6 @@ def test_every_placeholder_is_explained_at_the_head_of_its_file(path: Path) -> N
 @pytest.mark.parametrize("path", FILES.values(), ids=FILES)
 def test_rays_schema_and_loader_take_the_file(path: Path, home: Path) -> None:
     config = checked(path.read_text("utf-8"))
-    hash_runtime_conf(config["file_mounts"], None, config)  # reads all that is copied to the nodes
     assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
     starts = [config[f"{kind}_start_ray_commands"][-1] for kind in ("head", "worker")]
     assert all(". ~/stella-ray/deploy/node.env;" in line for line in starts)
@@ -112,8 +112,7 @@ def test_a_cluster_file_with_a_mistake_is_found(
     assert right in text
     errors = (jsonschema.ValidationError, ValueError, OSError, click.ClickException)
     with pytest.raises(errors):
-        config = checked(text.replace(right, wrong))
-        hash_runtime_conf(config["file_mounts"], None, config)
+        checked(text.replace(right, wrong))
 
 
 def test_a_nodes_environment_names_the_token_and_the_caches(home: Path) -> None:
@@ -218,7 +217,9 @@ def test_what_spot_has_not_brought_is_asked_for_on_demand() -> None:
     assert bundles(2, 8, "on_demand") == [{"GPU": 1.0}] * 2
     (cluster_type,) = (
         name
-        for name, one in filled(FILES["aws"].read_text(), AMI_ID="x")["available_node_types"].items()
+        for name, one in filled(FILES["aws"].read_text(), AMI_ID="x")[
+            "available_node_types"
+        ].items()
         if GpusJob(gpus=1).on_demand in one["resources"]
     )
     assert cluster_type == "gpu_on_demand"

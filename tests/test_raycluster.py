@@ -28,7 +28,9 @@ def check(text: str) -> dict[str, Any]:
     for kind, one in objects.items():
         jsonschema.Draft202012Validator(KINDS[kind]).validate(one)
     spec = objects["RayCluster"]["spec"]
-    pods = [group["template"]["spec"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
+    pods = [
+        group["template"]["spec"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])
+    ]
     account = objects["ServiceAccount"]["metadata"]["name"]
     assert {pod["serviceAccountName"] for pod in pods} == {account}
     assert len({pod["containers"][0]["image"] for pod in pods}) == 1

@@ -1,4 +1,4 @@
-"""What `ray job submit --working-dir .` sends: by Ray's own packaging, the code and nothing else."""
+"""What `ray job submit --working-dir .` sends: by Ray's packaging, the code and nothing else."""
 
 from __future__ import annotations
 
