@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -122,6 +124,19 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     cluster.stop()
 
 
+def check_the_code_that_runs(ray_cluster: Cluster) -> None:
+    """The uploaded package stands before an installed one in the driver and in every worker."""
+    ours: dict[str, str] = {}
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or [""]
+        if "jobs/embed.py" in words or words[0].startswith("ray::"):
+            with contextlib.suppress(psutil.Error):
+                if str(ray_cluster.folder) in process.cwd():
+                    ours[words[0]] = process.environ().get("PYTHONPATH", "")
+                    assert ours[words[0]].split(":")[0] == process.cwd(), words
+    assert {name.startswith("ray::") for name in ours} == {True, False}
+
+
 def stop_in_the_middle(ray_cluster: Cluster, table: Path, flags: list[object]) -> int:
     """Start a job without waiting for it, stop it after two commits; the rows it has committed."""
     started = ray_cluster.submit(*flags, options=("--no-wait", "--submission-id", "stopped"))
@@ -131,6 +146,7 @@ def stop_in_the_middle(ray_cluster: Cluster, table: Path, flags: list[object]) -
     while len(list(folder.glob("_versions/*.manifest"))) < 3:
         assert time.monotonic() < end, ray_cluster.last_job()
         time.sleep(0.05)
+    check_the_code_that_runs(ray_cluster)
     ray_cluster.stop_job("stopped")
     assert ray_cluster.last_job()["status"] == "STOPPED"
     left = lance.dataset(str(folder))
@@ -172,6 +188,13 @@ def test_a_submitted_job_embeds_publishes_and_reports(
     job = ray_cluster.last_job()
     assert job["status"] == "FAILED"
     assert job["driver_exit_code"] == 6
+    page = (ROOT / "docs/operations.md").read_text("utf-8")
+    (command,) = re.findall(r"^\$ (python -c .*driver_exit_code.*)$", page, re.M)
+    told = subprocess.run(
+        shlex.split(command.replace("night-1", str(job["submission_id"]))), capture_output=True,
+        env=ray_cluster.environment | {"RAY_ADDRESS": ray_cluster.address}, text=True, check=True,
+    )  # fmt: skip
+    assert told.stdout.strip() == "6"
     outcome = json.loads((tmp_path / "report.json").read_text())["outcome"]
     assert outcome.startswith("IncompleteRun: 1 of 801 rows")
     assert len(rows_of(tmp_path / "db/docs")) == 800
