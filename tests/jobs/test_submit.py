@@ -166,8 +166,8 @@ def test_a_submitted_job_embeds_publishes_and_reports(
         write_jsonl(tmp_path / f"corpus/{shard}.jsonl", documents(40, first=40 * shard))
     flags: list[object] = ["--corpus", tmp_path / "corpus", "--table", tmp_path / "db/docs"]
     flags += ["--encoder.path", encoder, "--report", tmp_path / "report.json"]
-    flags += ["--pool.window_rows", "16", "--pool.rows_per_commit", "16"]
-    kept = stop_in_the_middle(ray_cluster, tmp_path / "db/docs", flags)
+    small = ["--pool.window_rows", "16", "--pool.rows_per_commit", "16"]
+    kept = stop_in_the_middle(ray_cluster, tmp_path / "db/docs", [*flags, *small])
     assert 0 < kept < 800
 
     # The lock is free at once, and the next run embeds what is missing alone.
