@@ -246,7 +246,7 @@ def test_the_crontab_submits_a_job_of_ours() -> None:
         ("\\%Y", "%Y"),
         ("--keep_columns", "--kept_columns"),
         ("--gpus 4", "--gpus 5"),
-        ("--gpus 4", "--gpu 4"),
+        ("--gpus 4", "--gpus four"),
         ("--storage.region", "--region.storage"),
         ("RAY_AUTH_MODE=token", "RAY_AUTH_MODE=disabled"),
         ("RAY_ADDRESS=http", "RAY_ADRESS=http"),

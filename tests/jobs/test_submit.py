@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import re
-import shlex
 import shutil
 import socket
 import subprocess
@@ -75,10 +74,10 @@ class Cluster:
                 time.sleep(0.5)
 
     def submit(
-        self, *words: object, options: tuple[str, ...] = (), program: str = "embed"
+        self, *words: object, options: tuple[str, ...] = ()
     ) -> subprocess.CompletedProcess[str]:
         command = [RAY, "job", "submit", "--address", self.address, "--working-dir", ".", *options]
-        command += ["--", "python", f"jobs/{program}.py", *words]
+        command += ["--", "python", "jobs/embed.py", *words]
         end = time.monotonic() + 60
         while True:
             done = subprocess.run(
@@ -159,45 +158,47 @@ def stop_in_the_middle(ray_cluster: Cluster, table: Path, flags: list[object]) -
 
 
 def test_a_submitted_job_embeds_publishes_and_reports(
-    ray_cluster: Cluster, tmp_path: Path, write_jsonl: Callable[..., Path]
+    ray_cluster: Cluster,
+    tmp_path: Path,
+    write_jsonl: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     encoder = make_encoder(tmp_path / "model", layers=8)  # slow enough to be stopped at work
-    for shard in range(20):
+    for shard in range(12):
         write_jsonl(tmp_path / f"corpus/{shard}.jsonl", documents(40, first=40 * shard))
     flags: list[object] = ["--corpus", tmp_path / "corpus", "--table", tmp_path / "db/docs"]
     flags += ["--encoder.path", encoder, "--report", tmp_path / "report.json"]
     small = ["--pool.window_rows", "16", "--pool.rows_per_commit", "16"]
     kept = stop_in_the_middle(ray_cluster, tmp_path / "db/docs", [*flags, *small])
-    assert 0 < kept < 800
+    assert 0 < kept < 480
 
     # The lock is free at once, and the next run embeds what is missing alone.
     done = ray_cluster.submit(*flags)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{800 - kept} embedded, {kept} unchanged" in done.stdout
+    assert f"{480 - kept} embedded, {kept} unchanged" in done.stdout
     assert ray_cluster.last_job()["status"] == "SUCCEEDED"
     assert json.loads((tmp_path / "report.json").read_text())["outcome"] == "published"
-    assert len(rows_of(tmp_path / "db/docs")) == 800
+    assert len(rows_of(tmp_path / "db/docs")) == 480
 
     # A failure: its line and code are in the log, the state and the report; the CLI itself says 1.
     write_jsonl(tmp_path / "corpus/null.jsonl", [{"id": "n", "text": None}])
     failed = ray_cluster.submit(*flags)
     said = failed.stdout + failed.stderr
     assert failed.returncode == 1
-    assert re.search(r"^error: 1 of 801 rows were rejected.*rejects\.jsonl", said, re.M), said
+    assert re.search(r"^error: 1 of 481 rows were rejected.*rejects\.jsonl", said, re.M), said
     assert "Traceback" not in said
     job = ray_cluster.last_job()
     assert job["status"] == "FAILED"
     assert job["driver_exit_code"] == 6
     page = (ROOT / "docs/operations.md").read_text("utf-8")
-    (command,) = re.findall(r"^\$ (python -c .*driver_exit_code.*)$", page, re.M)
-    told = subprocess.run(
-        shlex.split(command.replace("night-1", str(job["submission_id"]))), capture_output=True,
-        env=ray_cluster.environment | {"RAY_ADDRESS": ray_cluster.address}, text=True, check=True,
-    )  # fmt: skip
-    assert told.stdout.strip() == "6"
+    (program,) = re.findall(r"^\$ python -c \"(.*driver_exit_code.*)\"$", page, re.M)
+    monkeypatch.setenv("RAY_ADDRESS", ray_cluster.address)
+    exec(program.replace("night-1", str(job["submission_id"])))
+    assert capsys.readouterr().out.strip() == "6"
     outcome = json.loads((tmp_path / "report.json").read_text())["outcome"]
-    assert outcome.startswith("IncompleteRun: 1 of 801 rows")
-    assert len(rows_of(tmp_path / "db/docs")) == 800
+    assert outcome.startswith("IncompleteRun: 1 of 481 rows")
+    assert len(rows_of(tmp_path / "db/docs")) == 480
 
 
 def test_relative_paths_are_refused_in_a_submitted_job(ray_cluster: Cluster) -> None:
@@ -210,12 +211,16 @@ def test_relative_paths_are_refused_in_a_submitted_job(ray_cluster: Cluster) -> 
 
 
 def test_gpus_that_do_not_come_end_the_job_before_its_command(ray_cluster: Cluster) -> None:
-    waits = ("--spot_minutes", "0.01", "--on_demand_minutes", "0.01")
-    done = ray_cluster.submit("--gpus", 2, *waits, "--", "echo", "it ran", program="with_gpus")
-    said = done.stdout + done.stderr
-    assert re.search(r"^error: 2 GPUs were asked for and the cluster has 0", said, re.M), said
-    assert "it ran\n" not in said.replace("echo it ran", "")
-    assert ray_cluster.last_job()["driver_exit_code"] == 2
+    words = [sys.executable, "jobs/with_gpus.py", "--gpus", "2", "--spot_minutes", "0.01"]
+    words += ["--on_demand_minutes", "0.01", "--", "echo", "it ran"]
+    address = {"RAY_ADDRESS": f"127.0.0.1:{ray_cluster.gcs}", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        words, cwd=ROOT, env=ray_cluster.environment | address, capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert re.search(r"^error: 2 GPUs were asked for and the cluster has 0", done.stderr, re.M)
+    assert "it ran" not in done.stdout
 
 
 def test_a_cluster_that_is_too_small_says_so_at_once(
