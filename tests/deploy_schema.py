@@ -1,7 +1,17 @@
 """JSON schemas of the Kubernetes objects in deploy/: the fields that we use, and no others.
 
-From the API reference of Kubernetes 1.37 and the CRDs of KubeRay 1.6 and 1.7. What is allowed there
-and stands not here is a reason to add it here, after a look whether it means what it seems to.
+From the API reference of Kubernetes 1.37 and the CRDs of KubeRay. What is allowed there and stands
+not here is a reason to add it here, after a look whether it means what it seems to.
+
+The real CRDs are a megabyte each and not copied here. Against those of KubeRay 1.5.1, 1.6.2 and
+1.7.0 this extract and the manifests were checked on 2026-11-23, and can be again, with a checkout
+of kuberay:
+
+    git -C kuberay checkout v1.7.0
+    python -m tests.deploy_crds kuberay/ray-operator/config/crd/bases
+
+All fits 1.7.0; the older ones don't know a worker group's `priority`, as deploy/raycluster.yaml
+says.
 """
 
 from __future__ import annotations
@@ -54,13 +64,17 @@ def kind(
 
 ENV = fields(
     {"name": TEXT},
-    {"valueFrom": fields({"fieldRef": fields({"fieldPath": TEXT})})},  # no values: no secrets
+    {
+        "valueFrom": fields({"fieldRef": fields({"fieldPath": TEXT})}),
+        "value": {"type": "string", "pattern": "^/cache/"},  # no others: no secrets
+    },
 )
+SIZES = fields({"requests": words(QUANTITY), "limits": words(QUANTITY)})
 CONTAINER = fields(
     {
         "name": NAME,
         "image": {"type": "string", "pattern": r"^[a-z0-9./-]+:[\w.-]+$"},  # with a tag
-        "resources": fields({"requests": words(QUANTITY), "limits": words(QUANTITY)}),
+        "resources": SIZES,
     },
     {
         "command": some(TEXT),
@@ -80,13 +94,15 @@ TOLERATION = fields({
     "operator": one_of("Exists"),
     "effect": one_of("NoSchedule", "NoExecute", "PreferNoSchedule"),
 })  # fmt: skip
+VOLUME = fields({"name": NAME}, {"configMap": fields({"name": NAME}), "emptyDir": fields({})})
 POD = fields({
     "spec": fields(
         {"serviceAccountName": NAME, "containers": some(CONTAINER)},
         {
             "restartPolicy": one_of("Never", "OnFailure"),
             "tolerations": some(TOLERATION),
-            "volumes": some(fields({"name": NAME, "configMap": fields({"name": NAME})})),
+            "nodeSelector": words(),
+            "volumes": some(VOLUME),
         },
     )
 })  # fmt: skip
@@ -112,19 +128,29 @@ WORKERS = fields({
     "maxReplicas": WHOLE,
     "rayStartParams": words(),
     "template": POD,
-})  # fmt: skip
+}, {"priority": WHOLE, "resources": words()})  # fmt: skip
+RAY_CLUSTER = fields(
+    {
+        "rayVersion": TEXT,
+        "authOptions": fields({"mode": one_of("token")}),
+        "headGroupSpec": HEAD,
+        "workerGroupSpecs": some(WORKERS),
+    },
+    {
+        "enableInTreeAutoscaling": one_of(True),
+        "autoscalerOptions": fields({
+            "version": one_of("v2"),
+            "idleTimeoutSeconds": WHOLE,
+            "upscalingMode": one_of("Default", "Aggressive", "Conservative"),
+            "resources": SIZES,
+        }),
+    },
+)  # fmt: skip
 RAY_JOB = fields(
     {
         "entrypoint": TEXT,
         "shutdownAfterJobFinishes": one_of(True),
-        "rayClusterSpec": fields(
-            {
-                "rayVersion": TEXT,
-                "authOptions": fields({"mode": one_of("token")}),
-                "headGroupSpec": HEAD,
-                "workerGroupSpecs": some(WORKERS),
-            }
-        ),
+        "rayClusterSpec": RAY_CLUSTER,
     },
     {
         "backoffLimit": WHOLE,
@@ -151,6 +177,7 @@ KINDS: dict[str, Schema] = {
     "RoleBinding": kind(RBAC, "RoleBinding", {"roleRef": ROLE_REF, "subjects": some(SUBJECT)}),
     "ConfigMap": kind("v1", "ConfigMap", {"data": words()}),
     "CronJob": kind("batch/v1", "CronJob", {"spec": NIGHT}),
+    "RayCluster": kind("ray.io/v1", "RayCluster", {"spec": RAY_CLUSTER}),
     "RayJob": kind("ray.io/v1", "RayJob", {"spec": RAY_JOB}, OWNED),
 }
 """By an object's `kind`; no Secret: none belongs into a file."""

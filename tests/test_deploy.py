@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from jobs.embed import EmbedJob
+from jobs.with_gpus import GpusJob
 from stella_ray.errors import SettingsError
 from stella_ray.settings import read_settings
 from tests.deploy_schema import CRON, KINDS
@@ -221,7 +222,11 @@ def read_crontab(text: str) -> Entry:
 def check_crontab(text: str) -> Entry:
     entry = read_crontab(text)
     words = shlex.split(entry.command)
-    job_of(words[: words.index(">")])
+    job = job_of(words[: words.index(">")])
+    first = next(i for i, word in enumerate(words) if word.endswith("jobs/with_gpus.py"))
+    gpus = read_settings(GpusJob, words[first + 1 : words.index("--", first)]).gpus
+    assert words[first - 1] == "python"
+    assert gpus == job.pool.encoders * job.pool.gpus_per_encoder
     submit = words.index("submit")
     assert words[submit - 2 : submit] == [".venv/bin/ray", "job"]
     assert entry.environment["RAY_AUTH_MODE"] == "token"
@@ -240,6 +245,8 @@ def test_the_crontab_submits_a_job_of_ours() -> None:
         ("15 2 * * *", "15 2 * *"),
         ("\\%Y", "%Y"),
         ("--keep_columns", "--kept_columns"),
+        ("--gpus 4", "--gpus 5"),
+        ("--gpus 4", "--gpus four"),
         ("--storage.region", "--region.storage"),
         ("RAY_AUTH_MODE=token", "RAY_AUTH_MODE=disabled"),
         ("RAY_ADDRESS=http", "RAY_ADRESS=http"),
