@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,12 @@ def by_gpu(kind: str, encoders: int, spec: EncoderSpec, tokens_each: float) -> R
         f"{encoders} {kind} at {rate:,.0f} tokens/s each, if they reach {REACHED:.0%} of the data"
         " sheet",
     )
+
+
+def kind_of_gpu(name: str) -> str | None:
+    """The kind in `DENSE_FLOPS` that a device's name says: h100 for `NVIDIA H100 80GB HBM3`."""
+    words = re.split(r"[^a-z0-9]+", name.lower())
+    return next((kind for kind in DENSE_FLOPS if kind in words), None)
 
 
 def flops_per_token(config: dict[str, Any], tokens: float) -> float:

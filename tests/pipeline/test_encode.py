@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,7 @@ def block_of(folder: Path, texts: Sequence[str], fates: Sequence[str] | None = N
         "n_tokens": [len(row) for row in token_ids],
         "truncated": [False] * count,
         "stayed": [None] * count,
+        "prepared_at": [time.time() - 2] * count,
         "shard_bytes": [1.0] * count,
         "read_seconds": [0.5] * count,
     }
