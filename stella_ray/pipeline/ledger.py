@@ -40,6 +40,11 @@ class Counts:
     encoded_until: float = -math.inf
     """When a window first met an encoder, when the first and when the last one was done."""
 
+    def device_busy(self, encoders: int) -> float:
+        """Share of the time since the first window in which these encoders were at work."""
+        spent = max(1e-9, self.encoded_until - self.encoded_from)
+        return self.encode_seconds / spent / max(1, encoders)
+
 
 @dataclass
 class Ledger:

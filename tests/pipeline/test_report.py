@@ -9,11 +9,11 @@ import fsspec
 import pytest
 
 from stella_ray.pipeline.ledger import Counts
+from stella_ray.pipeline.rejects import RejectsFile
 from stella_ray.pipeline.report import (
     PACKAGES,
     SECONDS_PER_LINE,
     Progress,
-    RejectsFile,
     RunReport,
     package_versions,
 )
