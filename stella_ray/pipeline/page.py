@@ -26,7 +26,8 @@ table {{ border-collapse: collapse }}
 td, th {{ padding: 3px 12px 3px 0; text-align: right; border-bottom: 1px solid var(--line);
   white-space: nowrap }}
 td:first-child, th:first-child {{ text-align: left }}
-td.words {{ white-space: normal; text-align: left; min-width: 220px; overflow-wrap: anywhere }}
+td.words, th.words {{ white-space: normal; text-align: left; min-width: min(220px, 44vw);
+  overflow-wrap: anywhere }}
 .key::before {{ content: "■ "; color: var(--c) }}
 .bar {{ display: inline-block; width: 110px; height: 10px; border-radius: 2px;
   background: linear-gradient(var(--c), var(--c)) 0 / var(--w) 100% no-repeat, var(--line) }}
@@ -37,7 +38,8 @@ td.words {{ white-space: normal; text-align: left; min-width: 220px; overflow-wr
 .tiles b {{ display: block; font-size: 20px; font-weight: 600 }}
 .outcome {{ border-left: 4px solid var(--c); padding: 4px 12px; overflow-wrap: anywhere }}
 .keys {{ margin: 4px 0 }} .keys span {{ margin-right: 14px; white-space: nowrap }}
-figure {{ margin: 0; min-width: 0 }} figcaption, .note {{ color: var(--faint); font-size: 13px }}
+figure {{ margin: 0; min-width: 0 }}
+figcaption, .note {{ color: var(--faint); font-size: 13px; overflow-wrap: anywhere }}
 </style></head><body><h1>{title}</h1>{body}</body></html>
 """
 
@@ -54,13 +56,13 @@ class Words(str):
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table that scrolls by itself where it is too wide; cells and names are HTML."""
     lines = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
-    names = "".join(f"<th>{name}</th>" for name in head)
+    names = "".join(_cell(name, "th") for name in head)
     return f'<div class="wide"><table><tr>{names}</tr>{lines}</table></div>'
 
 
-def _cell(cell: str) -> str:
+def _cell(cell: str, tag: str = "td") -> str:
     kind = ' class="words"' if isinstance(cell, Words) else ""
-    return f"<td{kind}>{cell}</td>"
+    return f"<{tag}{kind}>{cell}</{tag}>"
 
 
 def svg(width: float, height: float, parts: Sequence[str], label: str) -> str:

@@ -44,7 +44,7 @@ def run_page(report: Report, earlier: Sequence[Report]) -> str:
         _tiles(report),
         _documents(report),
         '<div class="plots">',
-        *_throughput(part(history, "timeline")),
+        *_throughput(part(history, "timeline"), amount(part(report, "seconds"), "embed")),
         _lengths(report, part(history, "lengths")),
         _stages(part(report, "seconds")),
         "</div>",
@@ -69,10 +69,10 @@ def _outcome(report: Report) -> str:
         says += f", after {before:,}" if isinstance(before, int) else ""
     elif outcome == "unfinished":
         says = "unfinished: the run was broken off, or a bug's traceback is in the job's log"
-    when = f"{when(report)} UTC, {duration(amount(part(report, 'seconds'), 'total'))}"
+    began = f"{when(report)} UTC, took {duration(amount(part(report, 'seconds'), 'total'))}"
     return (
         f'<p class="outcome" style="--c:{FINE if fine else BAD}"><b>{says}</b><br>'
-        f'<span class="note">{when} · {html.escape(str(report.get("table")))}</span></p>'
+        f'<span class="note">{began} · {html.escape(str(report.get("table")))}</span></p>'
     )
 
 
@@ -114,15 +114,19 @@ def _documents(report: Report) -> str:
     return f"<h2>Documents</h2>{_split(report, fates)}{lines}"
 
 
-def _throughput(timeline: Report) -> list[str]:
+def _throughput(timeline: Report, spent: float) -> list[str]:
     span = amount(timeline, "span_seconds")
     plots = {"documents": "Documents read a second", "tokens": "Tokens encoded a second"}
     out = []
     for colour, (name, title) in zip(COLOURS, plots.items(), strict=False):
         amounts = timeline.get(name) or []
-        if span and any(amounts):
-            drawn = run_plots.over_time([one / span for one in amounts], span, title, colour)
-            out.append(f"<figure><h2>{title}</h2>{drawn}</figure>")
+        if not span or not any(amounts):
+            continue
+        # The last span is cut off by the pipeline's end; a fifth of it is enough to tell a rate.
+        rest = min(span, max(span / 5, spent - span * (len(amounts) - 1)))
+        rates = [one / span for one in amounts[:-1]] + [amounts[-1] / rest]
+        drawn = run_plots.over_time(rates, span, title, colour)
+        out.append(f"<figure><h2>{title}</h2>{drawn}</figure>")
     return out
 
 
@@ -156,8 +160,8 @@ def _stages(seconds: Report) -> str:
     own = [name for name in seconds if name not in (*WORKERS, *MOMENTS, "total")]
     out = ["<figure><h2>Seconds by stage</h2>"]
     groups = (
-        ("the driver, one after another", own, COLOURS[0]),
-        ("all workers together", [name for name in WORKERS if name in seconds], COLOURS[1]),
+        ("driver", own, COLOURS[0]),
+        ("all workers", [name for name in WORKERS if name in seconds], COLOURS[1]),
     )
     for title, names, colour in groups:
         most = max((amount(seconds, name) for name in names), default=0.0) or 1.0
@@ -192,7 +196,7 @@ def _nights(report: Report, earlier: Sequence[Report]) -> str:
         plots.append(f"<figure><h2>{title}</h2>{run_plots.nights(values, names, title)}</figure>")
     rows = [
         [
-            ("<b>this</b> " if run is report else "") + name,
+            f"<b>{name[5:]}</b>" if run is report else name[5:],
             "published" if run.get("outcome") == "published" else _failure(run),
             *(count(run, key) for key in ("rows_read", "embedded", "rejected", "table_rows")),
             short(amount(run, "tokens_per_second")),
@@ -211,7 +215,7 @@ def _split(counts: Report, names: Sequence[str]) -> str:
     """A bar cut by these counts, and what its colours are."""
     there = [(COLOURS[i], name) for i, name in enumerate(names) if amount(counts, name) > 0]
     parts = "".join(f'<i style="--c:{c};--n:{amount(counts, name):g}"></i>' for c, name in there)
-    keys = "".join(
+    keys = " ".join(
         f'<span class="key" style="--c:{c}">{count(counts, name)} {name}</span>'
         for c, name in there
     )

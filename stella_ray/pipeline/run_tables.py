@@ -22,16 +22,16 @@ def encoders_table(actors: Sequence[Report]) -> str:
     rows = [
         [
             html.escape(str(one.get("actor"))),
-            html.escape(str(one.get("node"))),
+            f"{amount(one, 'seconds'):,.1f}",
+            bar(amount(one, "seconds") / most, COLOURS[2]),
             count(one, "windows"),
             count(one, "rows"),
             count(one, "tokens"),
-            f"{amount(one, 'seconds'):,.1f}",
-            bar(amount(one, "seconds") / most, COLOURS[2]),
+            html.escape(str(one.get("node")).partition(".")[0]),
         ]
         for one in actors[:ACTORS]
     ]
-    head = ("encoder", "node", "windows", "rows", "tokens", "busy seconds", "")
+    head = ("encoder", "busy, s", "", "windows", "rows", "tokens", "node")
     rest = len(actors) - len(rows)
     more = f'<p class="note">{rest:,} more are in report.json</p>' if rest > 0 else ""
     return f"<h2>Encoders</h2>{table(head, rows)}{more}"
@@ -50,7 +50,7 @@ def queues_table(waits: Report) -> str:
         for name, wait in waits.items()
         if amount(wait, "blocks")
     ]
-    head = ("blocks waited", "blocks", "seconds each", "longest")
+    head = ("waited", "blocks", "mean, s", "longest, s")
     return f"<h2>Queues</h2>{table(head, rows)}" if rows else ""
 
 
@@ -65,7 +65,7 @@ def rejects_table(report: Report) -> str:
     ]
     where = html.escape(str(report.get("rejects")))
     return (
-        f"<h2>Rejects by reason</h2>{table(('reason', 'rows'), rows)}"
+        f"<h2>Rejects by reason</h2>{table((Words('reason'), 'rows'), rows)}"
         f'<p class="note">each with its shard, row and id: {where}</p>'
     )
 
@@ -79,21 +79,23 @@ def gate_table(checks: Sequence[Report]) -> str:
         passed = bool(check.get("passed"))
         mark = f'<b style="color:{FINE if passed else BAD}">{"passed" if passed else "failed"}</b>'
         rows.append([html.escape(str(check.get("name"))), mark, Words(html.escape(_says(check)))])
-    return f"<h2>The gate</h2>{table(('check', '', 'found'), rows)}"
+    return f"<h2>The gate</h2>{table(('check', '', Words('found')), rows)}"
 
 
 def costs_table(costs: Report, report: Report) -> str:
     """What the run cost, and what an estimate would have said."""
     if not costs:
         return ""
-    rows = [["this run", *_cost(costs), html.escape(str(report.get("pool")))]]
+    rows = [["this run", *_cost(costs), Words(html.escape(str(report.get("pool"))))]]
     expected = part(costs, "expected")
     if expected:
-        rows.append(["as estimated", *_cost(expected), html.escape(str(expected.get("rate")))])
+        rows.append(
+            ["as estimated", *_cost(expected), Words(html.escape(str(expected.get("rate"))))]
+        )
     price = costs.get("price_per_hour")
     note = "" if price is not None else "no price was given: --estimate.price_per_hour"
     return (
-        f"<h2>Cost</h2>{table(('', 'encoder hours', 'cost', 'by'), rows)}"
+        f"<h2>Encoder hours and cost</h2>{table(('', 'hours', 'cost', Words('by')), rows)}"
         f'<p class="note">{note or f"at {price:,.2f} an encoder hour, from start to end"}</p>'
     )
 
