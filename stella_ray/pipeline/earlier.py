@@ -8,8 +8,8 @@ from typing import Any
 from stella_ray.storage import StorageSettings, filesystem
 from stella_ray.table.versions import runs_folder
 
-NEIGHBOURS = 2
-"""Runs to look at for each that is wanted: other tables' runs may lie among a table's."""
+LOOK_BACK = 100
+"""Runs to look at: among a table's lie those of other tables, and dead ones without a report."""
 
 
 def earlier_reports(
@@ -26,7 +26,7 @@ def earlier_reports(
     if not store.exists(root):
         return []
     folders = sorted(path.rstrip("/") for path in store.ls(root, detail=False))
-    places = [f"{folder}/report.json" for folder in folders[-most * NEIGHBOURS :]]
+    places = [f"{folder}/report.json" for folder in folders[-LOOK_BACK:]]
     texts: dict[str, bytes] = store.cat(places, on_error="omit") if places else {}
     found = [_report(texts[place]) for place in sorted(texts, reverse=True)]
     return [report for report in found if report.get("table") == uri][:most]

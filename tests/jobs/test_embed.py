@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import html
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -136,6 +137,7 @@ def test_rejects_fail_the_run_or_are_listed_and_the_rest_is_published(
     failed = json.loads((folder / "report.json").read_text())
     assert failed["outcome"].startswith("IncompleteRun")
     assert (failed["embedded"], failed["rejected"]) == (10, 6)
+    assert failed["outcome"] in html.unescape((folder / "report.html").read_text())
 
     report = desk.embed(max_reject_fraction=0.5)
     assert adds_up(report)
