@@ -118,17 +118,23 @@ class RunReport:
         for name in ("read", "encode", "write"):
             self.seconds[name] = round(getattr(counts, f"{name}_seconds"), 3)
 
-    def save(self, *places: str, storage: StorageSettings = StorageSettings()) -> None:
+    def save(self, *places: str, storage: StorageSettings = StorageSettings()) -> bool:
         """Write report.json to each place; one that can't be written is a word in the log.
 
         A full disk or a store that is away has its own error already, which must not be hidden.
+
+        Returns:
+            Whether all are written.
         """
+        written = True
         for place in places:
             try:
                 write_json(place, asdict(self), storage)
             except Exception as error:
                 reason = " ".join(str(error).split())[:200]
                 log.warning("%s: the report could not be written (%s)", place, reason)
+                written = False
+        return written
 
     def __str__(self) -> str:
         """The summary for people, a few lines."""

@@ -37,7 +37,8 @@ def save(
             report.costs = costs_of(report, asked, spec)
         except Exception as error:
             log.warning("the run's cost isn't known (%s)", _reason(error))
-    report.save(*places, storage=storage)
+    if not report.save(*places, storage=storage):
+        return  # each further try of a store that is away would take its whole patience again
     try:
         page = run_page(asdict(report), earlier_reports(report.table, NIGHTS + 1, storage))
     except Exception as error:

@@ -91,12 +91,17 @@ class WindowBook:
     def _matrix_seconds(self, encoder: Any, lengths: np.ndarray) -> float:
         if not self._asked:
             self._matrix, self._asked = matrix_rate(encoder), True
-        if self._matrix is None or not len(lengths):
-            return 0.0
-        config, rate = self._matrix
-        # A row's FLOPs are linear in tokens and in their square, so a mean weighted by tokens does.
-        weighted = float((lengths**2).sum() / lengths.sum())
-        return float(lengths.sum()) * flops_per_token(config, weighted) / rate
+        return 0.0 if self._matrix is None else matrix_seconds(*self._matrix, lengths)
+
+
+def matrix_seconds(config: dict[str, Any], rate: float, lengths: np.ndarray) -> float:
+    """Seconds that rows of so many tokens take at `rate` FLOPs a second; `config` is the model's.
+
+    A row's FLOPs are linear in its tokens and their square; a mean weighted by tokens does for all.
+    """
+    tokens = int(lengths.sum())
+    weighted = float((lengths**2).sum() / max(1, tokens))
+    return tokens * flops_per_token(config, weighted) / rate
 
 
 def matrix_rate(encoder: Any) -> tuple[dict[str, Any], float] | None:

@@ -94,4 +94,3 @@ def test_prometheus_reads_the_report_s_own_numbers_and_the_page_shows_them(
     beside = desk.table.parent / "runs" / report.run_id / "report.html"
     assert page == beside.read_text("utf-8")
     assert "44 rows read = 30 embedded + 12 unchanged + 1 rejected + 1 repeated" in page
-    assert "This night against the last 1" in page

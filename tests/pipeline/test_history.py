@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stella_ray import Encoder
 from stella_ray.pipeline.history import POINTS, History, Timeline
-from stella_ray.pipeline.rates import kind_of_gpu
+from stella_ray.pipeline.rates import flops_per_token, kind_of_gpu
 from stella_ray.pipeline.rejects import KINDS, RejectsFile, kind_of
+from stella_ray.pipeline.windows import matrix_rate, matrix_seconds
 from stella_ray.pipeline.write import length_counts
 from stella_ray.receipts import LENGTHS, RECEIPT
 
@@ -129,3 +132,12 @@ def test_kinds_of_reasons_are_bounded_and_add_up(tmp_path: Any) -> None:
     assert sum(rejects.kinds.values()) == rejects.count == 100
     assert len(rejects.kinds) <= KINDS + 1
     assert rejects.kinds["other reasons"] == 100 - KINDS
+
+
+def test_matrix_seconds_are_the_rows_flops_at_the_data_sheet_s_rate(tiny_encoder: Path) -> None:
+    config = json.loads((tiny_encoder / "config.json").read_text())
+    lengths = np.array([10, 200, 1_024])
+    flops = sum(int(n) * flops_per_token(config, int(n)) for n in lengths)
+    assert matrix_seconds(config, 1e12, lengths) == pytest.approx(flops / 1e12)
+    assert matrix_seconds(config, 1e12, lengths[:0]) == 0.0
+    assert matrix_rate(Encoder(str(tiny_encoder))) is None  # on a CPU there is no data sheet
