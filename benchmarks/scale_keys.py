@@ -24,7 +24,8 @@ import psutil
 import pyarrow as pa
 
 from stella_ray.pipeline.ledger import Ledger
-from stella_ray.rows import KEY_BYTES, RECEIPT, table_schema
+from stella_ray.receipts import RECEIPT
+from stella_ray.rows import KEY_BYTES, table_schema
 from stella_ray.table.fragments import write_rows
 from stella_ray.table.vectors import VectorTable
 

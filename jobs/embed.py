@@ -29,8 +29,10 @@ from stella_ray.pipeline.forecast import estimate
 from stella_ray.pipeline.judge import Preparation
 from stella_ray.pipeline.kept import kept_fields
 from stella_ray.pipeline.rates import rate_for
-from stella_ray.pipeline.report import RejectsFile, RunReport
+from stella_ray.pipeline.rejects import RejectsFile
+from stella_ray.pipeline.report import RunReport
 from stella_ray.pipeline.run import Run
+from stella_ray.pipeline.run_files import page_beside, save
 from stella_ray.pipeline.shards import Shard
 from stella_ray.pipeline.unchanged import digest_of, nothing_new, remember
 from stella_ray.rows import table_schema
@@ -73,9 +75,9 @@ def run(job: EmbedJob, dataset: Dataset | None = None, seconds_before: float = 0
             report.outcome = f"{type(error).__name__}: {error}"
             raise
         finally:
-            report.save(*places, storage=job.storage)
+            save(report, places, job.estimate, spec, job.storage)
     print(report)
-    print(f"report: {places[0]}")
+    print(f"report: {places[0]}, and to read {page_beside(places[0])}")
     return report
 
 

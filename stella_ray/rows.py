@@ -4,7 +4,7 @@
     PREPARED  its key, its fate and, where it must be embedded, its token ids; a long document that
               is cut into chunks becomes a row for each of them here
     EMBEDDED  the same with a vector in place of the token ids
-    RECEIPT   one row for each written block: fragments, counts, and what was seen
+    RECEIPT   one row for each written block: fragments, counts, what was seen (`receipts.py`)
 
 Rows that must be written or named travel together, whatever their fate; those that stay as they are
 leave the first task as one row that sums them up. So a stage is a function from block to block and
@@ -53,11 +53,6 @@ share their 56 bits cost nothing but a look at the real ids. The last part's top
 the number of a chunk can be added to it: the chunks of a document lie side by side in sorted keys.
 """
 
-SAMPLE = pa.struct(
-    [pa.field("row_key", pa.binary(KEY_BYTES)), pa.field("vector", pa.list_(pa.float32()))]
-)
-"""A row that was encoded a second time, alone and in float32, to check the stored vector by."""
-
 CHUNK = [
     pa.field("chunk", pa.int32()),
     pa.field("chunks", pa.int32()),
@@ -72,36 +67,25 @@ ORIGIN = [pa.field("shard", pa.int32()), pa.field("row", pa.int64())]
 
 COSTS = [pa.field("shard_bytes", pa.float32()), pa.field("read_seconds", pa.float32())]
 
-REJECT = pa.struct([*ORIGIN, pa.field("doc_id", pa.string()), pa.field("reason", pa.string())])
-
-RECEIPT = pa.schema(
+WINDOW = pa.struct(
     [
-        pa.field("fragments", pa.list_(pa.string())),
-        pa.field("rows_read", pa.int64()),
-        pa.field("truncated", pa.int64()),
+        pa.field("actor", pa.string()),
+        pa.field("node", pa.string()),
+        pa.field("rows", pa.int32()),
         pa.field("tokens", pa.int64()),
         pa.field("padded_tokens", pa.int64()),
-        pa.field("shard_bytes", pa.float64()),
-        pa.field("read_seconds", pa.float64()),
-        pa.field("encode_seconds", pa.float64()),
-        pa.field("write_seconds", pa.float64()),
-        pa.field("encoded_from", pa.float64()),
-        pa.field("first_encoded", pa.float64()),
-        pa.field("encoded_until", pa.float64()),
-        pa.field("repeated_rows", pa.int64()),
-        pa.field("seen", pa.binary()),
-        pa.field("fresh_keys", pa.binary()),
-        pa.field("refreshed_keys", pa.binary()),
-        pa.field("broken", pa.binary()),
-        pa.field("rejects", pa.list_(REJECT)),
-        pa.field("bad_shards", pa.list_(REJECT)),
-        pa.field("samples", pa.list_(SAMPLE)),
+        pa.field("seconds", pa.float64()),
+        pa.field("matrix_seconds", pa.float64()),
+        pa.field("began", pa.float64()),
+        pa.field("ended", pa.float64()),
+        pa.field("queued", pa.float64()),
+        pa.field("halvings", pa.int32()),
     ]
 )
-"""`seen`: int64 positions among the known keys; `*_keys`: 16 bytes a written row; `broken`: the
-keys of chunks that were rejected, whose documents must go whole; `rows_read` counts documents;
-`encoded_from`, `first_encoded`, `encoded_until`: when its first window met the encoder, when that
-was done and when its last was, in seconds since 1970; null where none did."""
+"""What an encoder did with one window: rows and tokens that it encoded; the device's seconds, and
+those that its matrix units need for as much at their full rate (0 where that isn't known); when it
+began and ended, in seconds since 1970; how long the window had waited for it; how often the token
+budget was halved."""
 
 
 def source(kept: Sequence[pa.Field]) -> pa.Schema:
@@ -119,7 +103,10 @@ def source(kept: Sequence[pa.Field]) -> pa.Schema:
 
 
 def prepared(kept: Sequence[pa.Field], store_text: bool, id_type: pa.DataType) -> pa.Schema:
-    """Rows with a fate; `id_type` is uint16 where the vocabulary allows it."""
+    """Rows with a fate; `id_type` is uint16 where the vocabulary allows it.
+
+    `prepared_at`, in seconds since 1970, is when a row set off for the encoder.
+    """
     return pa.schema(
         [
             *ORIGIN,
@@ -136,6 +123,7 @@ def prepared(kept: Sequence[pa.Field], store_text: bool, id_type: pa.DataType) -
             pa.field("n_tokens", pa.int32()),
             pa.field("truncated", pa.bool_()),
             pa.field("stayed", STAYED),
+            pa.field("prepared_at", pa.float64()),
             *COSTS,
         ]
     )
@@ -144,7 +132,8 @@ def prepared(kept: Sequence[pa.Field], store_text: bool, id_type: pa.DataType) -
 def embedded(prepared_schema: pa.Schema) -> pa.Schema:
     """Prepared rows after the encoder: `vector` (float32, empty unless fresh) for `token_ids`.
 
-    `reference` is a sampled row's vector by a second, plain way (`rows.SAMPLE`), else empty.
+    `reference` is a sampled row's vector by a second, plain way (`receipts.SAMPLE`), else empty.
+    `window` stands in the first row that the window encoded, so that each window counts once.
     """
     rest = [field for field in prepared_schema if field.name != "token_ids"]
     return pa.schema(
@@ -154,8 +143,7 @@ def embedded(prepared_schema: pa.Schema) -> pa.Schema:
             pa.field("reference", pa.list_(pa.float32())),
             pa.field("padded_tokens", pa.int32()),
             pa.field("encode_seconds", pa.float32()),
-            pa.field("encoded_from", pa.float64()),
-            pa.field("encoded_until", pa.float64()),
+            pa.field("window", WINDOW),
         ]
     )
 

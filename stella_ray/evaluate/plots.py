@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 
-from stella_ray.pipeline.page import COLOURS
+from stella_ray.pipeline.page import COLOURS, line, svg, text
 
 WIDTH, LEFT, RIGHT = 400, 40, 10
 """Of a plot's own units: as wide as a telephone, so that its letters can be read there."""
@@ -41,12 +41,12 @@ def over_positions(
         return top + (height - top - bottom) * (1 - value)
 
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        parts.append(_line(LEFT, y(share), WIDTH - RIGHT, y(share), "axis"))
-        parts.append(_text(LEFT - 5, y(share) + 4, f"{share:.0%}", "end"))
+        parts.append(line(LEFT, y(share), WIDTH - RIGHT, y(share), "axis"))
+        parts.append(text(LEFT - 5, y(share) + 4, f"{share:.0%}", "end"))
     for number, (name, count) in enumerate(zip(buckets, counts, strict=True)):
         x = LEFT + step * (number + 0.5)
-        parts.append(_text(x, height - 20, name, "middle"))
-        parts.append(_text(x, height - 6, f"n={count:,}", "middle"))
+        parts.append(text(x, height - 20, name, "middle"))
+        parts.append(text(x, height - 6, f"n={count:,}", "middle"))
     for i, (name, points) in enumerate(lines.items()):
         colour = f'stroke="{COLOURS[i % len(COLOURS)]}" fill="{COLOURS[i % len(COLOURS)]}"'
         # Beside each other, so that intervals of several lines can be told apart.
@@ -60,10 +60,10 @@ def over_positions(
         parts.append(f"<g {colour}><title>{html.escape(name)}</title>")
         parts.append(f'<polyline points="{path}" fill="none" stroke-width="1.5"/>')
         for x, (value, low, high) in places:
-            parts.append(_line(x, y(low), x, y(high)))
+            parts.append(line(x, y(low), x, y(high)))
             parts.append(f'<circle cx="{x:.1f}" cy="{y(value):.1f}" r="3"/>')
         parts.append("</g>")
-    return _svg(height, parts, "shares by where the answer begins")
+    return svg(WIDTH, height, parts, "shares by where the answer begins")
 
 
 def differences(rows: Sequence[tuple[str, float, Point | None, bool]]) -> str:
@@ -82,33 +82,19 @@ def differences(rows: Sequence[tuple[str, float, Point | None, bool]]) -> str:
         return middle + (middle - RIGHT - 6) * value / reach
 
     bottom = height - 20
-    parts = [_line(place(0), top, place(0), bottom, "axis")]
+    parts = [line(place(0), top, place(0), bottom, "axis")]
     for value in (-reach, 0.0, reach):
         anchor = "middle" if value == 0 else ("start" if value < 0 else "end")
         parts.append(
-            _text(place(value), height - 6, f"{100 * value:+.1f}" if value else "0", anchor)
+            text(place(value), height - 6, f"{100 * value:+.1f}" if value else "0", anchor)
         )
     for number, (name, value, ends, real) in enumerate(rows):
         at = top + row_height * number
         y = at + name_height + 9
         colour = (COLOURS[2] if value > 0 else COLOURS[1]) if real else "#8b95a1"
-        parts.append(_text(2, at + name_height - 2, name, "start"))
+        parts.append(text(2, at + name_height - 2, name, "start"))
         parts.append(f'<g stroke="{colour}" fill="{colour}">')
         if ends:
-            parts.append(_line(place(ends[1]), y, place(ends[2]), y))
+            parts.append(line(place(ends[1]), y, place(ends[2]), y))
         parts.append(f'<circle cx="{place(value):.1f}" cy="{y:.1f}" r="3.5"/></g>')
-    return _svg(height, parts, "differences with 95% intervals")
-
-
-def _svg(height: int, parts: Sequence[str], label: str) -> str:
-    head = f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{label}">'
-    return f"{head}{''.join(parts)}</svg>"
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, style: str = "") -> str:
-    styled = f' class="{style}"' if style else ""
-    return f'<line{styled} x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
-
-
-def _text(x: float, y: float, text: str, anchor: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(text)}</text>'
+    return svg(WIDTH, height, parts, "differences with 95% intervals")

@@ -10,13 +10,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import ray
 import ray.data
 
 from stella_ray.errors import SettingsError
-from stella_ray.pipeline.nodes import Wanted, alive, wait_for_room
 
 CPUS_PER_CPU_ENCODER = 4
 """Cores of one encoder where there is no GPU: beyond four, torch gains little from one more."""
@@ -44,13 +42,6 @@ class PoolSettings:
     """GPUs of an encoder; 0: one if the cluster has any. A fraction lets several share a GPU."""
     cpus_per_encoder: float = 0.0
     """CPUs of an encoder; 0: one beside a GPU, else an even share of what tasks leave over."""
-    wait_seconds: float = 0.0
-    """Where the cluster lacks room: ask it for the nodes of all `encoders` and wait so long for the
-    first; the others join when theirs are there. 0: a lack is an error, as where no autoscaler
-    starts nodes."""
-    spot_seconds: float = 0.0
-    """Of these, how long to wait for nodes of any kind before asking for ones with the resource
-    `on_demand`, which a cluster whose other nodes are spot ones can have; 0: never."""
     window_rows: int = 0
     """Rows of 2 kB that are ordered by length together, more where they are shorter; 0: 8,192 on
     GPUs, 512 on CPUs (a minute's work)."""
@@ -67,10 +58,7 @@ class PoolSettings:
 
     def __post_init__(self) -> None:
         """Refuse what can't hold."""
-        for name in (
-            *("encoders", "gpus_per_encoder", "cpus_per_encoder", "window_rows"),
-            *("wait_seconds", "spot_seconds"),
-        ):
+        for name in ("encoders", "gpus_per_encoder", "cpus_per_encoder", "window_rows"):
             if getattr(self, name) < 0:
                 raise SettingsError(
                     f"pool.{name} {getattr(self, name)} is negative; expected 0 (auto) or more"
@@ -174,8 +162,6 @@ def size_pool(settings: PoolSettings) -> Pool:
     Raises:
         SettingsError: the cluster lacks CPUs or GPUs for what is asked; a silent wait otherwise.
     """
-    if settings.wait_seconds:
-        return _elastic(settings)
     nodes = alive()
     cpus = sum(node.get("CPU", 0.0) for node in nodes)
     gpus = sum(node.get("GPU", 0.0) for node in nodes)
@@ -194,8 +180,7 @@ def size_pool(settings: PoolSettings) -> Pool:
     if per_gpu * encoders > gpus:
         raise SettingsError(
             f"{encoders} encoders with {per_gpu:g} GPU each need {per_gpu * encoders:g} GPUs, the"
-            f" cluster has {gpus:g}; lower --encoders or --gpus_per_encoder, or give"
-            " --wait_seconds where the cluster starts nodes that are asked for"
+            f" cluster has {gpus:g}; lower --encoders or --gpus_per_encoder"
         )
     needed = each * encoders + 2 * task_cpus
     if needed > cpus:
@@ -209,15 +194,25 @@ def size_pool(settings: PoolSettings) -> Pool:
             f"no node has the {each:g} CPUs of an encoder; lower --cpus_per_encoder"
         )
     share = os.cpu_count() or 2 if len(nodes) == 1 else max(node.get("CPU", 0.0) for node in nodes)
-    return _pool(
-        settings,
+    window_rows = settings.window_rows or (8_192 if per_gpu else 512)
+    return Pool(
         encoders=encoders,
         most_encoders=None if per_gpu and not settings.encoders else encoders,
         gpus_per_encoder=per_gpu,
         cpus_per_encoder=each,
         task_cpus=task_cpus,
         threads=max(1, round(share / max(1.0, encoders / len(nodes)))),
+        windows_at_once=2 if per_gpu else 1,
+        window_rows=window_rows,
+        window_retries=settings.window_retries,
+        no_progress_seconds=settings.no_progress_seconds,
+        block_bytes=window_rows * BYTES_PER_ROW,
     )
+
+
+def alive() -> list[dict[str, float]]:
+    """The resources of each node that is there."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def an_encoder_a_core(settings: PoolSettings) -> PoolSettings:
@@ -232,42 +227,6 @@ def an_encoder_a_core(settings: PoolSettings) -> PoolSettings:
         return settings
     encoders = sum(min(MOST_BY_CORE, int(node.get("CPU", 0.0))) for node in nodes)
     return dataclasses.replace(settings, encoders=max(1, encoders))
-
-
-def _elastic(settings: PoolSettings) -> Pool:
-    """The pool on a cluster that starts nodes when they are asked for."""
-    if not settings.encoders:
-        raise SettingsError(
-            "wait_seconds asks the cluster for nodes, but --encoders doesn't say for how many"
-            " encoders; give it, and --gpus_per_encoder 1 if they run on GPUs"
-        )
-    gpus = settings.gpus_per_encoder
-    cpus = settings.cpus_per_encoder or (1.0 if gpus else CPUS_PER_CPU_ENCODER - 1.0)
-    task_cpus = 1.0 if gpus else TASK_CPUS
-    beside = (2 if gpus else TASKS_BESIDE) * task_cpus
-    wanted = Wanted(encoders=settings.encoders, gpus=gpus, cpus=cpus, beside=beside)
-    return _pool(
-        settings,
-        encoders=wait_for_room(wanted, settings.wait_seconds, settings.spot_seconds),
-        most_encoders=settings.encoders,
-        gpus_per_encoder=gpus,
-        cpus_per_encoder=cpus,
-        task_cpus=task_cpus,
-        threads=max(1, round(cpus)),
-    )
-
-
-def _pool(settings: PoolSettings, *, gpus_per_encoder: float, **sizes: Any) -> Pool:
-    window_rows = settings.window_rows or (8_192 if gpus_per_encoder else 512)
-    return Pool(
-        gpus_per_encoder=gpus_per_encoder,
-        windows_at_once=2 if gpus_per_encoder else 1,
-        window_rows=window_rows,
-        window_retries=settings.window_retries,
-        no_progress_seconds=settings.no_progress_seconds,
-        block_bytes=window_rows * BYTES_PER_ROW,
-        **sizes,
-    )
 
 
 def configure_data(pool: Pool, context: ray.data.DataContext) -> None:

@@ -48,13 +48,14 @@ def receipts(
     # On a table that has rows already, most nights bring little; but an idle GPU costs more than
     # a model that nobody needed.
     at_once = not len(known.keys) or pool.gpus_per_encoder > 0
+    tags = {"run": target["run_id"], "table": target["uri"]}
     with warnings.catch_warnings():
         # A bound on retries has no other way in yet; without it a window that kills its actor is
         # tried for ever.
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
         vectors = prepared(corpus, how, pool, target["known"]).map_batches(
             EncodeBlocks,
-            fn_constructor_args=(settings, how.digest, pool.threads, at_once, opened),
+            fn_constructor_args=(settings, how.digest, pool.threads, at_once, opened, tags),
             # Ray Data starts more where late nodes have room; a lost node's start anew elsewhere.
             compute=ActorPoolStrategy(
                 min_size=pool.encoders,

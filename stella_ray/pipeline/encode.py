@@ -25,7 +25,8 @@ from stella_ray.encode.models import EncoderSettings
 from stella_ray.encode.tokens import Ragged
 from stella_ray.errors import ModelMismatch
 from stella_ray.pipeline.cluster import keep_ray_data_quiet
-from stella_ray.rows import FRESH, REJECTED, embedded, key_array
+from stella_ray.pipeline.windows import WindowBook
+from stella_ray.rows import FRESH, REJECTED, WINDOW, embedded, key_array
 
 if TYPE_CHECKING:
     from stella_ray.encode.embedded import Embedded
@@ -51,6 +52,7 @@ class EncodeBlocks:
         at_once: load the encoder beside the readers' first work, not with the first row that needs
             it: right where much is new, a waste on a night without changes.
         opened: how to come by the encoder.
+        tags: of the metrics that it tells, the run and its table; None: it tells none.
     """
 
     def __init__(
@@ -60,11 +62,13 @@ class EncodeBlocks:
         threads: int,
         at_once: bool = True,
         opened: Callable[[EncoderSettings, str], Encoder] | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> None:
         keep_ray_data_quiet()
         wait_asleep()
         self.threads = threads
         self.samples_left = SAMPLES
+        self.book = WindowBook(tags)
         self._sampling = threading.Lock()
         self._load = functools.partial(opened or load, settings, digest)
         self._loader, self._begun = ThreadPoolExecutor(1), threading.Lock()
@@ -85,12 +89,12 @@ class EncodeBlocks:
         if not len(fresh):
             return with_vectors(block, fresh)
         encoder = self.loading.result()
-        began = time.time()
+        began, rows = time.time(), block.take(fresh)
         with self.computing():
-            found = encoder.embed_tokens(tokens_of(block.take(fresh)))
-            span = (began, time.time())
+            found = encoder.embed_tokens(tokens_of(rows))
+            window = self.book.note(encoder, rows, found, began)
             references = self.references(encoder, block, np.delete(fresh, list(found.faults)))
-        return with_vectors(block, fresh, found, references, span)
+        return with_vectors(block, fresh, found, references, window)
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
@@ -185,7 +189,7 @@ def with_vectors(
     fresh: np.ndarray,
     found: Embedded | None = None,
     references: Mapping[int, np.ndarray] | None = None,
-    span: tuple[float | None, float | None] = (None, None),
+    window: Mapping[str, Any] | None = None,
 ) -> pa.Table:
     """Prepared rows as embedded ones, `rows.embedded`; those the encoder raised on are rejected.
 
@@ -194,7 +198,7 @@ def with_vectors(
         fresh: the numbers of its fresh rows, which alone get a vector.
         found: what the encoder gave for them; None where there are none.
         references: sampled rows' second vectors, by the number of their row.
-        span: when the encoder began with them and was done, in seconds since 1970.
+        window: what the encoder took for them, `rows.WINDOW`.
     """
     vectors: dict[int, np.ndarray] = {}
     padded, spent = np.zeros(len(block), np.int32), np.zeros(len(block), np.float32)
@@ -207,6 +211,9 @@ def with_vectors(
             del vectors[row]
             fates[row] = REJECTED
             reasons[row] = f"the encoder failed on this text ({reason})"
+    windows: list[Mapping[str, Any] | None] = [None] * len(block)
+    if window:
+        windows[int(fresh[0])] = window
     new = {
         "fate": pa.array(fates, pa.string()),
         "reason": pa.array(reasons, pa.string()),
@@ -214,8 +221,7 @@ def with_vectors(
         "reference": _lists(references or {}, len(block)),
         "padded_tokens": pa.array(padded),
         "encode_seconds": pa.array(spent),
-        "encoded_from": pa.repeat(pa.scalar(span[0], pa.float64()), len(block)),
-        "encoded_until": pa.repeat(pa.scalar(span[1], pa.float64()), len(block)),
+        "window": pa.array(windows, WINDOW),
     }
     schema = embedded(block.schema)
     return pa.table(

@@ -20,7 +20,7 @@ class Rate:
 
 @dataclass(frozen=True, kw_only=True)
 class EstimateSettings:
-    """How --dry_run counts."""
+    """How --dry_run counts, and what a run's report reckons its cost with."""
 
     share: float = 1.0
     """Share of the corpus's bytes to read, in whole shards; counts are scaled by it. 1 counts

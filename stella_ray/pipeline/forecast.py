@@ -26,7 +26,8 @@ from stella_ray.pipeline.ledger import Ledger
 from stella_ray.pipeline.settle import Guards, check_guards, note_rejects, settle_doubled
 from stella_ray.pipeline.shards import Shard
 from stella_ray.pipeline.write import observed
-from stella_ray.rows import FRESH, RECEIPT, REFRESHED, chunk_keys, key_array
+from stella_ray.receipts import RECEIPT
+from stella_ray.rows import FRESH, REFRESHED, chunk_keys, key_array
 from stella_ray.table.keys import KnownKeys
 
 FORECAST = RECEIPT.append(pa.field("text_bytes", pa.int64()))
@@ -160,6 +161,7 @@ def forecast(block: pa.Table) -> pa.Table:
         "fresh_keys": key_array(fresh).tobytes(),
         "refreshed_keys": refreshed.tobytes(),
         "broken": b"",
+        "windows": [],
         "samples": [],
         "text_bytes": pc.sum(pc.binary_length(texts)).as_py() or 0,
     }

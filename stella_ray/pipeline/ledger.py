@@ -40,6 +40,11 @@ class Counts:
     encoded_until: float = -math.inf
     """When a window first met an encoder, when the first and when the last one was done."""
 
+    def device_busy(self, encoders: int) -> float:
+        """Share of the time since the first window in which these encoders were at work."""
+        spent = max(1e-9, self.encoded_until - self.encoded_from)
+        return self.encode_seconds / spent / max(1, encoders)
+
 
 @dataclass
 class Ledger:
@@ -84,10 +89,10 @@ class Ledger:
             counts = self.counts
             for name in _SUMS:
                 setattr(counts, name, getattr(counts, name) + row[name])
-            if row["encoded_from"] is not None:
-                counts.encoded_from = min(counts.encoded_from, row["encoded_from"])
-                counts.first_encoded = min(counts.first_encoded, row["first_encoded"])
-                counts.encoded_until = max(counts.encoded_until, row["encoded_until"])
+            for window in row["windows"] or ():
+                counts.encoded_from = min(counts.encoded_from, window["began"])
+                counts.first_encoded = min(counts.first_encoded, window["ended"])
+                counts.encoded_until = max(counts.encoded_until, window["ended"])
             counts.repeated += row["repeated_rows"]
             counts.bad_shards += len(row["bad_shards"])
             self._count_rejects(row["rejects"], np.frombuffer(row["broken"], _KEY))
@@ -247,7 +252,7 @@ class SampleBook:
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, samples: list[dict[str, Any]]) -> None:
-        """Enter a receipt's; `rows.SAMPLE`."""
+        """Enter a receipt's; `receipts.SAMPLE`."""
         self.rows += samples[: MOST_SAMPLES - len(self.rows)]
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:

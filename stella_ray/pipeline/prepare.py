@@ -146,6 +146,7 @@ def tokenised(block: pa.Table, judged: Judged, how: Preparation) -> pa.Table:
         "n_tokens": pa.array(counts, pa.int32()),
         "truncated": pa.array(spread(tokens.truncated).astype(bool)),
         "stayed": pa.nulls(len(rows), STAYED),
+        "prepared_at": pa.repeat(pa.scalar(time.time()), len(rows)),
     }
     schema = prepared(how.kept, how.store_text, id_type)
     return pa.table({name: columns[name] for name in schema.names}, schema=schema)

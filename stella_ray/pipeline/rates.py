@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ from stella_ray.encode.models import EncoderSpec
 from stella_ray.errors import SettingsError
 from stella_ray.learn.folders import read_json as read_file
 from stella_ray.pipeline.cluster import Pool
+from stella_ray.pipeline.earlier import earlier_reports
 from stella_ray.pipeline.estimate import Estimate, EstimateSettings, Rate
-from stella_ray.storage import StorageSettings, filesystem, read_json
+from stella_ray.pipeline.report import RunReport
+from stella_ray.storage import StorageSettings
 
 DENSE_FLOPS = {
     "h100": 989e12,
@@ -47,12 +50,17 @@ def rate_for(
     """
     encoders = asked.encoders or pool.encoders
     if asked.tokens_per_second:
-        told = f"{encoders} at {asked.tokens_per_second:,.0f} tokens/s each, as told"
-        return Rate(asked.tokens_per_second, encoders, told)
+        return told_rate(asked.tokens_per_second, encoders)
     if asked.gpu is not None:
         embedded = max(1, found.new + found.changed)
         return by_gpu(asked.gpu, encoders, spec, found.tokens / embedded)
     return of_last_run(uri, spec.fingerprint["digest"], str(pool), storage)
+
+
+def told_rate(tokens_per_second: float, encoders: int) -> Rate:
+    """As the settings say."""
+    told = f"{encoders} at {tokens_per_second:,.0f} tokens/s each, as told"
+    return Rate(tokens_per_second, encoders, told)
 
 
 def by_gpu(kind: str, encoders: int, spec: EncoderSpec, tokens_each: float) -> Rate:
@@ -79,6 +87,12 @@ def by_gpu(kind: str, encoders: int, spec: EncoderSpec, tokens_each: float) -> R
     )
 
 
+def kind_of_gpu(name: str) -> str | None:
+    """The kind in `DENSE_FLOPS` that a device's name says: h100 for `NVIDIA H100 80GB HBM3`."""
+    words = re.split(r"[^a-z0-9]+", name.lower())
+    return next((kind for kind in DENSE_FLOPS if kind in words), None)
+
+
 def flops_per_token(config: dict[str, Any], tokens: float) -> float:
     """Of a forward pass through an encoder of BERT's kind, for texts of `tokens` tokens.
 
@@ -94,20 +108,47 @@ def of_last_run(
     uri: str, digest: str, pool: str, storage: StorageSettings = StorageSettings()
 ) -> Rate | None:
     """By the newest run of this table that encoded something with the same encoder and pool."""
-    store, path = filesystem(f"{uri.rpartition('/')[0]}/runs", storage)
-    if not store.exists(path):
-        return None
-    for folder in sorted(store.ls(path, detail=False))[: -REPORTS - 1 : -1]:
-        place = f"{uri.rpartition('/')[0]}/runs/{Path(folder).name}/report.json"
-        try:
-            found = read_json(place, storage)
-        except (ValueError, OSError):
-            continue
-        if not isinstance(found, dict) or found.get("table") != uri:
-            continue
+    for found in earlier_reports(uri, REPORTS, storage):
         same = found.get("encoder", {}).get("digest") == digest and found.get("pool") == pool
         if same and found.get("tokens_per_second"):
             encoders = int(found.get("encoders", 1))
             rate = float(found["tokens_per_second"]) / encoders
             return Rate(rate, encoders, f"{rate:,.0f} tokens/s as in run {found['run_id']}")
     return None
+
+
+def costs_of(report: RunReport, asked: EstimateSettings, spec: EncoderSpec) -> dict[str, Any]:
+    """What a run took and cost, and what `asked` would have had it take for as many tokens.
+
+    Returns:
+        encoder_hours, price_per_hour and cost (None where there is no price) and, where asked for a
+        GPU or a rate, an estimate's own `expected` hours and cost and `rate`.
+
+    Raises:
+        SettingsError: an unknown kind of GPU.
+    """
+    price = asked.price_per_hour
+    hours = report.encoders * report.seconds.get("total", 0.0) / 3600
+    costs = {
+        "encoder_hours": round(hours, 4),
+        "price_per_hour": price,
+        "cost": None if price is None else round(hours * price, 4),
+    }
+    encoders = asked.encoders or report.encoders
+    if not report.tokens or not (asked.tokens_per_second or asked.gpu):
+        return costs
+    if asked.tokens_per_second:
+        rate = told_rate(asked.tokens_per_second, encoders)
+    else:
+        each = report.tokens / max(1, report.embedded)
+        rate = by_gpu(str(asked.gpu), encoders, spec, each)
+    expected = Estimate(0, 0, 1.0, tokens=report.tokens)
+    expected.at(rate, asked)
+    return {
+        **costs,
+        "expected": {
+            "encoder_hours": round(expected.encoder_hours or 0.0, 4),
+            "cost": expected.cost,
+            "rate": expected.rate,
+        },
+    }

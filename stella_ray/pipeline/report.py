@@ -1,8 +1,7 @@
-"""What a run says: a progress line, the rejects file, the summary and report.json."""
+"""What a run says: a progress line, the summary and report.json."""
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import platform
@@ -12,11 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
-from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 from stella_ray.pipeline.ledger import Counts
-from stella_ray.storage import StorageSettings, filesystem, write_json
+from stella_ray.storage import StorageSettings, write_json
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +45,10 @@ class RunReport:
     `bad_shards` were rejected nothing counts as gone: `kept_unseen` documents of the table stay.
     Of `seconds`, `first_receipt` counts from the pipeline's start, `first_batch` from the job's to
     the first encoded window. `device_busy` is the share of the time from the first window's start
-    to the last one's end in which an encoder was at work.
+    to the last one's end in which an encoder was at work, `matrix_share` the share of the data
+    sheet's matrix rate that it reached meanwhile, None where that isn't known. `reject_kinds`
+    counts the lines of the rejects file; a document of several bad chunks has several. `history` is
+    what `run_page` draws, of bounded size: `history.History`. `costs` is that of `rates.costs_of`.
     """
 
     run_id: str
@@ -78,10 +79,17 @@ class RunReport:
     pool: str = ""
     encoders: int = 1
     rejects: str | None = None
+    reject_kinds: dict[str, int] = field(default_factory=dict)
+    commits: int = 0
+    committed_rows: int = 0
+    halvings: int = 0
     tokens_per_second: float = 0.0
     device_busy: float = 0.0
+    matrix_share: float | None = None
     began: float = field(default_factory=time.time)
     seconds: dict[str, float] = field(default_factory=dict)
+    costs: dict[str, Any] = field(default_factory=dict)
+    history: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=lambda: package_versions())
 
     @contextmanager
@@ -106,22 +114,27 @@ class RunReport:
             setattr(self, name, getattr(counts, name))
         if math.isfinite(counts.first_encoded):  # by the worker's clock
             self.seconds["first_batch"] = round(counts.first_encoded - self.began, 3)
-            spent = max(1e-9, counts.encoded_until - counts.encoded_from)
-            self.device_busy = round(counts.encode_seconds / spent / max(1, self.encoders), 3)
+            self.device_busy = round(counts.device_busy(self.encoders), 3)
         for name in ("read", "encode", "write"):
             self.seconds[name] = round(getattr(counts, f"{name}_seconds"), 3)
 
-    def save(self, *places: str, storage: StorageSettings = StorageSettings()) -> None:
+    def save(self, *places: str, storage: StorageSettings = StorageSettings()) -> bool:
         """Write report.json to each place; one that can't be written is a word in the log.
 
         A full disk or a store that is away has its own error already, which must not be hidden.
+
+        Returns:
+            Whether all are written.
         """
+        written = True
         for place in places:
             try:
                 write_json(place, asdict(self), storage)
             except Exception as error:
                 reason = " ".join(str(error).split())[:200]
                 log.warning("%s: the report could not be written (%s)", place, reason)
+                written = False
+        return written
 
     def __str__(self) -> str:
         """The summary for people, a few lines."""
@@ -210,37 +223,3 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-class RejectsFile:
-    """Rejects as JSON lines (shard, row, id, reason), opened with the first one."""
-
-    def __init__(self, uri: str, storage: StorageSettings = StorageSettings()) -> None:
-        self.uri = uri
-        self.storage = storage
-        self.count = 0
-        self._file: IO[str] | None = None
-
-    def add(self, shard: str, row: int, doc_id: str | None, reason: str) -> None:
-        """Write one; `row` counts from 0, -1 where the corpus knows no places."""
-        if self._file is None:
-            store, path = filesystem(self.uri, self.storage)
-            store.makedirs(store._parent(path), exist_ok=True)
-            self._file = store.open(path, "w", encoding="utf-8")
-        line = {"shard": shard, "row": row, "id": doc_id, "reason": reason}
-        self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        self.count += 1
-
-    def __enter__(self) -> RejectsFile:
-        """Nothing is opened yet."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        """Close it, so that all of it is there."""
-        if self._file is not None:
-            self._file.close()

@@ -7,8 +7,10 @@ import logging
 import time
 import traceback
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import ray
 import ray.data
 from ray.data.exceptions import ExecutionTimeoutError
@@ -20,7 +22,8 @@ from stella_ray.pipeline.corpus import Corpus
 from stella_ray.pipeline.embed import receipts
 from stella_ray.pipeline.judge import Preparation
 from stella_ray.pipeline.ledger import Ledger, SampleBook
-from stella_ray.pipeline.report import Progress, RejectsFile, RunReport
+from stella_ray.pipeline.rejects import RejectsFile
+from stella_ray.pipeline.report import Progress, RunReport
 from stella_ray.pipeline.settle import (
     Guards,
     check_guards,
@@ -28,6 +31,7 @@ from stella_ray.pipeline.settle import (
     note_rejects,
     settle_doubled,
 )
+from stella_ray.pipeline.watch import Watch
 from stella_ray.table.gate import WRONG_VECTORS, check_gate, refuse
 from stella_ray.table.index import IndexSettings, tidy
 from stella_ray.table.lock import TableLock
@@ -61,6 +65,11 @@ class Run:
     rejects: RejectsFile
     samples: SampleBook = field(default_factory=SampleBook)
 
+    @cached_property
+    def watch(self) -> Watch:
+        """What takes down how it goes, from its first use on."""
+        return Watch(self.report)
+
     def execute(self) -> None:
         """Do all of it.
 
@@ -88,6 +97,7 @@ class Run:
                 self._commit(ledger)  # whatever went wrong, what is written is kept
             finally:
                 fill_report(self.report, ledger, self.rejects)
+                self.watch.end(self.rejects.kinds)
         self._publish(ledger)
         self._clean()
 
@@ -115,7 +125,7 @@ class Run:
             "known": ray.put(ledger.known),
             "storage": self.table.storage,
         }
-        progress = Progress(self.corpus.bytes)
+        progress, watch = Progress(self.corpus.bytes), self.watch
         last_commit = began = time.monotonic()
         try:
             for receipt in receipts(self.corpus, self.how, self.encoder, self.pool, target):
@@ -123,6 +133,7 @@ class Run:
                     self.report.add_seconds("first_receipt", time.monotonic() - began)
                 ledger.add(receipt)
                 note_rejects(receipt, self.corpus, self.rejects)
+                watch.receipt(receipt, ledger.counts, self.rejects.kinds)
                 for row in receipt.column("samples").to_pylist():
                     self.samples.add(row)
                 late = time.monotonic() - last_commit >= self.settings.seconds_per_commit
@@ -139,7 +150,7 @@ class Run:
             return
         with self.report.stage("commit"):
             self.lock.assure()
-            self.table.commit(ledger.take_pending())
+            self._add(ledger)
 
     def _last_commit(self, ledger: Ledger) -> None:
         """Add the last fragments and delete the stale rows, in one version where that can be."""
@@ -147,9 +158,15 @@ class Run:
             self.lock.assure()
             there = ledger.known
             if not ledger.one_commit_is_enough():
-                self.table.commit(ledger.take_pending())
+                self._add(ledger)
                 there = self.table.known()
-            self.table.commit(ledger.take_pending(), ledger.doomed(there))
+            self._add(ledger, ledger.doomed(there))
+
+    def _add(self, ledger: Ledger, doomed: np.ndarray | None = None) -> None:
+        rows, before = ledger.pending_rows, self.table.version
+        self.table.commit(ledger.take_pending(), doomed)
+        if self.table.version != before:
+            self.watch.committed(rows)
 
     def _publish(self, ledger: Ledger) -> None:
         report, table = self.report, self.table

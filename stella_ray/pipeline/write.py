@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 from stella_ray.pipeline.cluster import keep_ray_data_quiet
 from stella_ray.pipeline.judge import resolved
 from stella_ray.pipeline.prepare import ranges
+from stella_ray.receipts import LENGTHS, RECEIPT
 from stella_ray.rows import (
     FRESH,
     KEY_BYTES,
-    RECEIPT,
     REFRESHED,
     REJECTED,
     SUMMARY,
@@ -49,7 +49,7 @@ def write(
     A vector that isn't finite and of length 1 is never written: its row is rejected.
     """
     keep_ray_data_quiet()
-    began = time.perf_counter()
+    met, began = time.time(), time.perf_counter()
     block, fates, told = observed(block)
     fresh = block.take(np.flatnonzero(fates == FRESH))
     dim = schema.field("vector").type.list_size
@@ -71,6 +71,7 @@ def write(
         parts.append(part)
         refreshed_keys = key_array(part)
     encoded = pc.greater(fresh.column("padded_tokens"), pa.scalar(0, pa.int32()))
+    windows = block.column("window").drop_null().to_pylist()
     receipt = {
         **told,
         "fragments": _fragments(parts, uri, storage),
@@ -78,9 +79,11 @@ def write(
         "tokens": pc.sum(fresh.column("n_tokens").filter(encoded)).as_py() or 0,
         **{name: pc.sum(block.column(name)).as_py() or 0 for name in SUMS},
         "write_seconds": time.perf_counter() - began,
-        "encoded_from": pc.min(block.column("encoded_from")).as_py(),
-        "first_encoded": pc.min(block.column("encoded_until")).as_py(),
-        "encoded_until": pc.max(block.column("encoded_until")).as_py(),
+        "windows": windows,
+        # Two nodes' clocks may differ by more than a short wait.
+        "write_queued": max(0.0, met - max(w["ended"] for w in windows)) if windows else None,
+        "written_at": time.time(),
+        "lengths": length_counts(fresh.column("n_tokens").to_numpy()),
         "fresh_keys": key_array(fresh).tobytes(),
         "refreshed_keys": refreshed_keys.tobytes(),
         "broken": broken.tobytes(),
@@ -117,6 +120,14 @@ def observed(block: pa.Table) -> tuple[pa.Table, np.ndarray, dict[str, Any]]:
         "bad_shards": _rejects(block.take(np.flatnonzero(bad_shard)), None),
     }
     return block, fates, told
+
+
+def length_counts(tokens: np.ndarray) -> list[int]:
+    """How many of these numbers of tokens fall in each bin of `LENGTHS`, and above."""
+    counts: list[int] = np.bincount(
+        np.searchsorted(LENGTHS, tokens), minlength=len(LENGTHS) + 1
+    ).tolist()
+    return counts
 
 
 def _tokenised(block: pa.Table) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import html
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -136,11 +137,14 @@ def test_rejects_fail_the_run_or_are_listed_and_the_rest_is_published(
     failed = json.loads((folder / "report.json").read_text())
     assert failed["outcome"].startswith("IncompleteRun")
     assert (failed["embedded"], failed["rejected"]) == (10, 6)
+    assert failed["outcome"] in html.unescape((folder / "report.html").read_text())
 
     report = desk.embed(max_reject_fraction=0.5)
     assert adds_up(report)
     assert (report.embedded, report.unchanged) == (0, 10)
     assert (report.rejected, report.repeated, report.table_rows) == (6, 2, 10)
+    page = folder.parent / report.run_id / "report.html"
+    assert "This night against the last 1<" in page.read_text()
     assert rows_of(desk.table)["d2"]["text"] == rows[2]["text"]
     rejects = [json.loads(line) for line in Path(report.rejects or "").read_text().splitlines()]
     assert len(rejects) == 6

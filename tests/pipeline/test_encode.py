@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,7 @@ def block_of(folder: Path, texts: Sequence[str], fates: Sequence[str] | None = N
         "n_tokens": [len(row) for row in token_ids],
         "truncated": [False] * count,
         "stayed": [None] * count,
+        "prepared_at": [time.time() - 2] * count,
         "shard_bytes": [1.0] * count,
         "read_seconds": [0.5] * count,
     }
@@ -105,6 +107,25 @@ def test_only_fresh_rows_get_a_vector_and_the_rest_of_a_row_stays(folder: Path) 
     assert out.select(same).equals(block.select(same))
     padded = out.column("padded_tokens").to_pylist()
     assert [i for i, tokens in enumerate(padded) if tokens] == [0, 2]
+
+
+def test_a_window_s_account_stands_once_and_adds_up(folder: Path) -> None:
+    texts = texts_of(5, 9, 30, 2, 8)
+    texts[3] = POISON
+    block = block_of(folder, texts, [UNCHANGED, FRESH, FRESH, FRESH, FRESH])
+    before, encoder = time.time(), actor(folder)
+    out = encoder(block)
+    (told,) = out.column("window").drop_null().to_pylist()
+    assert out.column("window").to_pylist()[1] == told
+    lengths = block.column("n_tokens").to_pylist()
+    assert (told["rows"], told["tokens"]) == (3, lengths[1] + lengths[2] + lengths[4])
+    assert told["padded_tokens"] == sum(out.column("padded_tokens").to_pylist())
+    assert told["seconds"] == pytest.approx(sum(out.column("encode_seconds").to_pylist()))
+    assert before <= told["began"] <= told["ended"] <= time.time()
+    assert 2 <= told["queued"] < 60
+    assert (told["halvings"], told["matrix_seconds"]) == (0, 0.0)
+    encoder.loading.result().budget.splits += 3
+    assert encoder(block).column("window")[1].as_py()["halvings"] == 3
 
 
 def test_a_window_without_a_fresh_row_does_not_wait_for_the_encoder(folder: Path) -> None:

@@ -32,9 +32,9 @@ from stella_ray.pipeline.judge import Preparation
 from stella_ray.pipeline.ledger import Ledger
 from stella_ray.pipeline.prepare import prepare_block
 from stella_ray.pipeline.write import write
+from stella_ray.receipts import RECEIPT
 from stella_ray.rows import (
     FRESH,
-    RECEIPT,
     REFRESHED,
     REJECTED,
     REPEATED,
@@ -135,7 +135,7 @@ def test_a_receipt_of_nothing_but_sums_has_no_fragment(how: Preparation, tmp_pat
     assert (told["rows_read"], told["repeated_rows"]) == (8, 2)
     assert sorted(np.frombuffer(told["seen"], np.int64).tolist()) == [0, 0, 1, 1, 2, 2]
     assert (told["fragments"], told["rejects"], told["bad_shards"]) == ([], [], [])
-    assert told["encoded_from"] is told["first_encoded"] is told["encoded_until"] is None
+    assert (told["windows"], told["write_queued"], sum(told["lengths"])) == ([], None, 0)
     assert told["shard_bytes"] == pytest.approx(24)
     ledger = Ledger(known)
     ledger.add(pa.Table.from_pylist([told], RECEIPT))
@@ -234,7 +234,7 @@ def test_two_windows_are_in_an_encoder_s_hands_and_their_vectors_aren_t_mixed(
     corpus = shards(tmp_path, write_jsonl, 2, 40)
     ledger, told, _ = flow(corpus, table, how, tmp_path, 0.3, dies=False)
     assert_whole(table, how, 80)
-    spans = sorted((one["encoded_from"], one["encoded_until"]) for one in told)
+    spans = sorted((w["began"], w["ended"]) for one in told for w in one["windows"])
     overlapping = [a[1] - b[0] for a, b in itertools.pairwise(spans) if a[1] > b[0]]
     assert len(spans) > 4
     assert len(overlapping) >= len(spans) // 2

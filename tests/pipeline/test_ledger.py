@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from stella_ray.encode.models import EncoderSettings, find_encoder
 from stella_ray.pipeline.judge import Preparation, rows_of_documents
 from stella_ray.pipeline.ledger import Ledger, document_parts
+from stella_ray.receipts import RECEIPT
 from stella_ray.rows import (
     FRESH,
     KEY_BYTES,
-    RECEIPT,
     REFRESHED,
     REJECTED,
     REPEATED,

@@ -15,10 +15,10 @@ from stella_ray.encode.models import EncoderSettings, find_encoder
 from stella_ray.pipeline.judge import Preparation, rows_of_documents
 from stella_ray.pipeline.ledger import Ledger
 from stella_ray.pipeline.write import ranges
+from stella_ray.receipts import RECEIPT
 from stella_ray.rows import (
     FRESH,
     KEY_BYTES,
-    RECEIPT,
     REFRESHED,
     REJECTED,
     REPEATED,

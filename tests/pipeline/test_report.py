@@ -9,11 +9,11 @@ import fsspec
 import pytest
 
 from stella_ray.pipeline.ledger import Counts
+from stella_ray.pipeline.rejects import RejectsFile
 from stella_ray.pipeline.report import (
     PACKAGES,
     SECONDS_PER_LINE,
     Progress,
-    RejectsFile,
     RunReport,
     package_versions,
 )
@@ -132,7 +132,7 @@ def test_rejects_go_to_any_storage() -> None:
 def test_a_report_is_saved_to_each_place(tmp_path: Path) -> None:
     places = [tmp_path / "runs/1/report.json", tmp_path / "copy.json"]
     saved = report(rows_read=3, embedded=2, rejected=1)
-    saved.save(*map(str, places))
+    assert saved.save(*map(str, places))
     for place in places:
         found = json.loads(place.read_text("utf-8"))
         assert (found["run_id"], found["outcome"], found["rows_read"]) == ("run-1", "unfinished", 3)
@@ -147,7 +147,7 @@ def test_a_report_is_saved_whole_or_not_at_all_with_a_word_in_the_log(
     report(rows_read=1).save(str(place))
     broken = report(rows_read=2)
     broken.settings["odd"] = object()
-    broken.save(str(place))
+    assert not broken.save(str(place))
     assert f"{place}: the report could not be written (" in caplog.text
     assert json.loads(place.read_text("utf-8"))["rows_read"] == 1
     assert list(tmp_path.iterdir()) == [place]
