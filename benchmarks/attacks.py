@@ -25,8 +25,8 @@ S3_FAULTS = ("500", "503", "reset", "cut", "slow", "lose")
 
 
 @contextlib.contextmanager
-def made_cluster() -> Iterator[Any]:
-    """A Ray cluster of two nodes, with a session folder of its own; nothing of it is left after."""
+def made_cluster(nodes: int = 2, **node: Any) -> Iterator[Any]:
+    """A Ray cluster of so many nodes, with a folder of its own; nothing of it is left after."""
     # Its workers and drivers import this checkout, also where another one is installed.
     os.environ |= {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
     from ray.cluster_utils import Cluster
@@ -35,8 +35,9 @@ def made_cluster() -> Iterator[Any]:
     folder = tempfile.mkdtemp(prefix="chaos-", dir="/tmp")
     cluster = Cluster()
     try:
-        cluster.add_node(**NODE, temp_dir=folder, include_dashboard=False)
-        cluster.add_node(**NODE)
+        cluster.add_node(**NODE | node, temp_dir=folder, include_dashboard=False)
+        for _ in range(nodes - 1):
+            cluster.add_node(**NODE | node)
         yield cluster
     finally:
         started = below()

@@ -21,10 +21,10 @@ import functools
 import json
 import os
 import tempfile
-import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -114,11 +114,9 @@ def nodes() -> Iterator[Nodes]:
 
 
 def flow(
-    home: Path, rows: int, rate: float, settings: PoolSettings,
-    meanwhile: Callable[[Path], None] | None = None, slow: str = "",
+    home: Path, rows: int, rate: float, settings: PoolSettings, logs: Path, slow: str = ""
 ) -> dict[str, list[list[float]]]:  # fmt: skip
     """Run a corpus into a table; returns each encoder's spells of work: began, ended, tokens."""
-    logs = Path(tempfile.mkdtemp(dir=home))
     (logs / "slow").write_text(slow)
     table, how = table_of(home, logs.name), preparation(home)
     name = home / f"corpus-{rows}"
@@ -134,8 +132,6 @@ def flow(
         "run_id": "run",
         "known": ray.put(ledger.known),
     }
-    if meanwhile:
-        threading.Thread(target=meanwhile, args=(logs,), daemon=True).start()
     encoder = EncoderSettings(path=how.spec.folder)
     opened = functools.partial(logged, rate, str(logs))
     for receipt in receipts(corpus, how, encoder, pool, target, opened):
@@ -170,7 +166,8 @@ def table(home: Path, encoders: list[int], counts: list[int], rows: int, rate: f
                 for _ in range(count):
                     made.add(number // count)
                 settings = PoolSettings(window_rows=WINDOW_ROWS, encoders=number)
-                spells = flow(home, rows * number, rate, settings)
+                logs = Path(tempfile.mkdtemp(dir=home))
+                spells = flow(home, rows * number, rate, settings, logs)
             assert len(spells) == number, f"{len(spells)} of {number} encoders worked"
             share, seconds, tail = busy(spells)
             tokens = sum(one[2] for found in spells.values() for one in found)
@@ -193,15 +190,17 @@ def story(home: Path, what: str, rows: int, rate: float) -> None:
         first = made.add(2)
         second = made.add(2) if what != "late" else None
 
-        def changed(logs: Path) -> None:
-            worked(logs, 4 if what == "late" else rows * 2 // WINDOW_ROWS)
-            if what == "lost":
-                made.lose(second)
-            made.add(2)
-
         slow = second.node_id if what == "mixed" and second else ""
         began = time.time()
-        spells = flow(home, rows * 4, rate, auto, None if what == "mixed" else changed, slow)
+        logs = Path(tempfile.mkdtemp(dir=home))
+        with ThreadPoolExecutor(1) as beside:  # Ray starts nodes from the main thread alone
+            going = beside.submit(flow, home, rows * 4, rate, auto, logs, slow)
+            if what != "mixed":
+                worked(logs, 4 if what == "late" else rows * 2 // WINDOW_ROWS)
+                if what == "lost":
+                    made.lose(second)
+                made.add(2)
+            spells = going.result()
     by_node = defaultdict(list)
     for name, found in spells.items():
         by_node[name.split("-")[0]] += found

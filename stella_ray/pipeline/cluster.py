@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 import ray.data
@@ -227,6 +228,15 @@ def an_encoder_a_core(settings: PoolSettings) -> PoolSettings:
         return settings
     encoders = sum(min(MOST_BY_CORE, int(node.get("CPU", 0.0))) for node in nodes)
     return dataclasses.replace(settings, encoders=max(1, encoders))
+
+
+def map_blocks(rows: ray.data.Dataset, stage: Any, **how: Any) -> ray.data.Dataset:
+    """`map_batches` over whole blocks, on GPUs too.
+
+    `map_batches` itself refuses GPUs without a batch size, and with one it merges blocks and cuts
+    them anew; a block is a window, which the encoder cuts by tokens.
+    """
+    return rows.map_batches_internal(stage, batch_size=None, batch_format="pyarrow", **how)
 
 
 def configure_data(pool: Pool, context: ray.data.DataContext) -> None:

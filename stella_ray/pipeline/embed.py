@@ -15,7 +15,7 @@ import pyarrow as pa
 from ray.data import ActorPoolStrategy, Dataset
 
 from stella_ray.encode.models import EncoderSettings
-from stella_ray.pipeline.cluster import Pool
+from stella_ray.pipeline.cluster import Pool, map_blocks
 from stella_ray.pipeline.corpus import Corpus
 from stella_ray.pipeline.encode import EncodeBlocks
 from stella_ray.pipeline.judge import Preparation, resolved, rows_of_documents
@@ -53,7 +53,8 @@ def receipts(
         # A bound on retries has no other way in yet; without it a window that kills its actor is
         # tried for ever.
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
-        vectors = prepared(corpus, how, pool, target["known"]).map_batches(
+        vectors = map_blocks(
+            prepared(corpus, how, pool, target["known"]),
             EncodeBlocks,
             fn_constructor_args=(settings, how.digest, pool.threads, at_once, opened, tags),
             # Ray Data starts more where late nodes have room; a lost node's start anew elsewhere.
@@ -63,8 +64,6 @@ def receipts(
                 max_concurrent_calls_per_actor=pool.windows_at_once,
                 enable_true_multi_threading=True,
             ),
-            batch_size=None,
-            batch_format="pyarrow",
             num_cpus=pool.cpus_per_encoder,
             num_gpus=pool.gpus_per_encoder or None,
             max_task_retries=pool.window_retries,

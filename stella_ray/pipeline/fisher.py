@@ -16,7 +16,7 @@ from ray.data import ActorPoolStrategy
 from stella_ray.encode.models import EncoderSettings, find_encoder
 from stella_ray.learn.recipe import ComputeSettings
 from stella_ray.learn.sources import ExampleSource
-from stella_ray.pipeline.cluster import Pool, configure_data, keep_ray_data_quiet
+from stella_ray.pipeline.cluster import Pool, configure_data, keep_ray_data_quiet, map_blocks
 from stella_ray.pipeline.encode import wait_asleep
 from stella_ray.storage import StorageSettings
 
@@ -128,12 +128,11 @@ def measure(plan: FisherPlan, pool: Pool) -> tuple[dict[str, np.ndarray], Fisher
     parts = min(plan.pools, pool.encoders * PARTS_PER_ACTOR)
     edges = np.linspace(0, plan.pools, parts + 1).astype(int).tolist()
     bounds = [pa.table({"first": [a], "last": [b]}) for a, b in itertools.pairwise(edges)]
-    measured = ray.data.from_arrow(bounds).map_batches(
+    measured = map_blocks(
+        ray.data.from_arrow(bounds),
         MeasurePools,
         fn_constructor_args=(dataclasses.replace(plan, threads=pool.threads),),
         compute=ActorPoolStrategy(size=min(pool.encoders, parts)),
-        batch_size=None,
-        batch_format="pyarrow",
         num_cpus=pool.cpus_per_encoder,
         num_gpus=pool.gpus_per_encoder or None,
     )

@@ -21,7 +21,7 @@ from stella_ray.learn.bm25 import tokens as tokens_of
 from stella_ray.learn.hits import HIT, NO_HIT, merged
 from stella_ray.learn.mined import Pairs
 from stella_ray.pipeline.candidates import Candidates, usable
-from stella_ray.pipeline.cluster import Pool, keep_ray_data_quiet
+from stella_ray.pipeline.cluster import Pool, keep_ray_data_quiet, map_blocks
 from stella_ray.pipeline.encode import load
 from stella_ray.pipeline.tasks import in_order, reduced, tasks_at_once
 from stella_ray.storage import StorageSettings
@@ -76,12 +76,11 @@ def encoded(pairs: Pairs, settings: EncoderSettings, digest: str, pool: Pool) ->
     with warnings.catch_warnings():
         # As in pipeline/embed.py: a bound on retries has no other way in yet.
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
-        vectors = dataset.map_batches(
+        vectors = map_blocks(
+            dataset,
             EncodePairs,
             fn_constructor_args=(settings, digest, pool.threads),
             compute=ActorPoolStrategy(size=pool.encoders),
-            batch_size=None,
-            batch_format="pyarrow",
             num_cpus=pool.cpus_per_encoder,
             num_gpus=pool.gpus_per_encoder or None,
             max_task_retries=pool.window_retries,
