@@ -146,7 +146,7 @@ def tokenised(block: pa.Table, judged: Judged, how: Preparation) -> pa.Table:
         "n_tokens": pa.array(counts, pa.int32()),
         "truncated": pa.array(spread(tokens.truncated).astype(bool)),
         "stayed": pa.nulls(len(rows), STAYED),
-        "prepared_at": pa.repeat(pa.scalar(time.time()), len(rows)),
+        "prepared_at": pa.nulls(len(rows), pa.float64()),
     }
     schema = prepared(how.kept, how.store_text, id_type)
     return pa.table({name: columns[name] for name in schema.names}, schema=schema)
@@ -179,10 +179,13 @@ def _parts(fates: np.ndarray, texts: list[str], cut: Chunks) -> pa.Array:
 
 
 def with_time(block: pa.Table, seconds: float) -> pa.Table:
-    """Add a stage's time to the rows' `read_seconds`, shared evenly."""
+    """Add the stage's time to the rows' `read_seconds`, shared evenly; they set off now."""
     at = block.schema.get_field_index("read_seconds")
     share = pa.scalar(seconds / max(1, len(block)), pa.float32())
-    return block.set_column(at, block.schema.field(at), pc.add(block.column(at), share))
+    block = block.set_column(at, block.schema.field(at), pc.add(block.column(at), share))
+    at = block.schema.get_field_index("prepared_at")
+    now = pa.repeat(pa.scalar(time.time()), len(block))
+    return block.set_column(at, block.schema.field(at), now)
 
 
 def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
