@@ -38,6 +38,8 @@ class Watch:
         now = time.time()
         for stage, seconds in self.history.add(receipt, now):
             self._metrics.tell("queue_seconds", seconds, stage=stage)
+        # Late nodes may have brought more than there were at the start.
+        self.report.encoders = max(self.report.encoders, len(self.history.shares))
         self._up_to("read_documents", counts.rows_read)
         self._rejects(rejects)
         spent = max(1e-9, now - self.history.began)
