@@ -33,6 +33,7 @@ def made_cluster(nodes: int = 2, **node: Any) -> Iterator[Any]:
 
     # Ray puts sockets below this folder, and their paths may have 107 bytes at most.
     folder = tempfile.mkdtemp(prefix="chaos-", dir="/tmp")
+    before = {process.pid for process in below()}  # another Ray of this process stays
     cluster = Cluster()
     try:
         cluster.add_node(**NODE | node, temp_dir=folder, include_dashboard=False)
@@ -40,7 +41,7 @@ def made_cluster(nodes: int = 2, **node: Any) -> Iterator[Any]:
             cluster.add_node(**NODE | node)
         yield cluster
     finally:
-        started = below()
+        started = [process for process in below() if process.pid not in before]
         for node in [*cluster.worker_nodes, cluster.head_node]:
             cluster.remove_node(node, allow_graceful=False)
         for process in started:
