@@ -47,7 +47,7 @@ check: $(VENV)/.test  ## style, types, and imports that point one way
 
 test: $(VENV)/.test  ## all checks, then all tests
 	$(MAKE) --no-print-directory check
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: $(VENV)/.bench  ## ratios to sentence-transformers and to the usual pipeline, on this CPU (about three minutes)
 	$(BIN)/python -m benchmarks.cpu

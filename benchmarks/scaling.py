@@ -212,9 +212,11 @@ def story(home: Path, what: str, rows: int, rate: float) -> None:
             f" from {min(one[0] for one in found) - start:.0f} to"
             f" {max(one[1] for one in found) - start:.0f} s"
         )
-    share, seconds, tail = busy(spells)
-    print(f"{what}: {rows * 4:,} documents, each once, in {time.time() - began:.0f} s; busy"
-          f" {share:.1%} of {seconds:.0f} s, tail {tail:.1f} s")  # fmt: skip
+    told = f"{what}: {rows * 4:,} documents, each once, in {time.time() - began:.0f} s"
+    if what != "lost":  # where there is no time in which all are there
+        share, seconds, tail = busy(spells)
+        told += f"; busy {share:.1%} of {seconds:.0f} s, tail {tail:.1f} s"
+    print(told)
 
 
 def main() -> None:

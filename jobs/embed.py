@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
-from ray.data import DataContext, Dataset
+import ray
 
 from stella_ray import settings
 from stella_ray.encode.models import EncoderSettings, EncoderSpec, find_encoder
@@ -45,7 +45,9 @@ from stella_ray.table.vectors import VectorTable, table_uri
 log = logging.getLogger("stella_ray.embed")
 
 
-def run(job: EmbedJob, dataset: Dataset | None = None, seconds_before: float = 0.0) -> RunReport:
+def run(
+    job: EmbedJob, dataset: ray.data.Dataset | None = None, seconds_before: float = 0.0
+) -> RunReport:
     """Find encoder, rows and table; then embed on the cluster; then publish.
 
     Args:
@@ -82,8 +84,8 @@ def run(job: EmbedJob, dataset: Dataset | None = None, seconds_before: float = 0
 
 
 def found(
-    job: EmbedJob, dataset: Dataset | None = None
-) -> tuple[EmbedJob, str, list[Shard] | Dataset, EncoderSpec]:
+    job: EmbedJob, dataset: ray.data.Dataset | None = None
+) -> tuple[EmbedJob, str, list[Shard] | ray.data.Dataset, EncoderSpec]:
     """The job with its storage's settings filled in, the table's URI, the rows and the encoder."""
     if not job.corpus and dataset is None:
         raise SettingsError("--corpus is missing; give files, folders or globs of shards")
@@ -106,7 +108,7 @@ def found(
 
 def embed(
     job: EmbedJob,
-    rows: list[Shard] | Dataset,
+    rows: list[Shard] | ray.data.Dataset,
     spec: EncoderSpec,
     report: RunReport,
     lock: TableLock,
@@ -125,7 +127,7 @@ def embed(
         storage=job.storage,
     )
     table.run_id = report.run_id
-    digest = None if isinstance(rows, Dataset) else digest_of(rows, what_rows_depend_on(job, table))
+    digest = digest_of(rows, what_rows_depend_on(job, table)) if isinstance(rows, list) else None
     if not job.reread and not job.rebuild and nothing_new(table, digest, report):
         log.info("no shard has changed since version %s was made of them", table.version)
         return
@@ -150,12 +152,14 @@ def embed(
     remember(table, digest, report)
 
 
-def look(job: EmbedJob, rows: list[Shard] | Dataset, there: VectorTable | None) -> list[pa.Field]:
+def look(
+    job: EmbedJob, rows: list[Shard] | ray.data.Dataset, there: VectorTable | None
+) -> list[pa.Field]:
     """The types of the kept columns; a wrong column is found at once."""
     known_columns = there.dataset.schema if there is not None and not job.rebuild else None
     reject = job.on_bad_shard == "reject"
     kept = kept_fields(rows, job.columns, known_columns, job.storage, reject=reject)
-    if not isinstance(rows, Dataset):
+    if isinstance(rows, list):
         look_at(rows, job.columns, kept, job.storage, reject=reject)
     return kept
 
@@ -190,7 +194,7 @@ def dry_run(job: EmbedJob) -> Estimate:
     assert isinstance(corpus, ShardedCorpus), "shards are a sharded corpus; this is a bug"
     with cluster():
         pool = size_pool(job.pool)
-        configure_data(pool, DataContext.get_current())
+        configure_data(pool, ray.data.DataContext.get_current())
         how = preparation(job, kept, spec)
         counted = estimate(corpus, how, pool, known, job.guards, schema, job.estimate.share)
     rate = rate_for(job.estimate, spec, pool, counted, uri, job.storage)
@@ -224,10 +228,10 @@ def schema_of(job: EmbedJob, kept: list[pa.Field], spec: EncoderSpec) -> pa.Sche
 
 
 def as_corpus(
-    rows: list[Shard] | Dataset, job: EmbedJob, kept: list[pa.Field]
+    rows: list[Shard] | ray.data.Dataset, job: EmbedJob, kept: list[pa.Field]
 ) -> ShardedCorpus | DatasetCorpus:
     """Shards or a dataset as what a run reads."""
-    if isinstance(rows, Dataset):
+    if not isinstance(rows, list):
         return DatasetCorpus(rows, job.columns, kept)
     log.info("%s shards, %s bytes", f"{len(rows):,}", f"{sum(s.bytes for s in rows):,}")
     return ShardedCorpus(rows, job.columns, kept, job.storage, job.on_bad_shard)

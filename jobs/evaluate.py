@@ -22,7 +22,7 @@ from stella_ray.evaluate.page import comparison_page, encoder_page
 from stella_ray.evaluate.references import card_of
 from stella_ray.evaluate.summary import table
 from stella_ray.evaluate.tasks import CMTEB, PrefixRule, find_tasks
-from stella_ray.pipeline.cluster import PoolSettings, cluster, size_pool
+from stella_ray.pipeline.cluster import PoolSettings, an_encoder_a_core, cluster, size_pool
 from stella_ray.pipeline.texts import Embedders
 from stella_ray.storage import StorageSettings, write_json, write_text
 
@@ -123,7 +123,7 @@ def run(job: EvaluateJob) -> dict[str, Any]:
         side.look_up()
     if not all(side.done for side in sides):
         with cluster():
-            pool = size_pool(job.workers)
+            pool = size_pool(an_encoder_a_core(job.workers))
             log.info("%s", pool)
             for side in sides:
                 with Embedders(side.encoder, side.store.fingerprint, pool) as embedders:

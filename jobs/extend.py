@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from stella_ray import settings
 from stella_ray.encode.models import EncoderSettings, Pooling, find_encoder
-from stella_ray.learn.extend import extend_model, trained_positions
 from stella_ray.learn.folders import check_vacant
 
 
@@ -44,6 +43,8 @@ def run(job: ExtendJob) -> None:
     """Write the extended model folder."""
     settings.refuse_relative(out=job.out)
     check_vacant(job.out)  # before a model is downloaded
+    from stella_ray.learn.extend import extend_model, trained_positions  # brings torch
+
     source = job.encoder
     asked = EncoderSettings(path=source.path, revision=source.revision, pooling=source.pooling)
     spec = find_encoder(asked)

@@ -17,8 +17,6 @@ from typing import Any, Literal, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-import ray.data
-from ray.data.exceptions import ExecutionTimeoutError
 
 from stella_ray import settings
 from stella_ray.encode.models import EncoderSettings, find_encoder
@@ -148,7 +146,7 @@ def run(job: MineJob) -> dict[str, Any]:
             for number, tables in enumerate(mining.run(counts)):
                 with store.open(f"{folder}/part-{number:05}.parquet", "wb") as file:
                     write(file, tables)
-        except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
+        except (ray.exceptions.RayError, ray.data.exceptions.ExecutionTimeoutError) as error:
             raise stella_error_in(error) or error from error
         report = report_of(job, counts, candidates, table)
         report["seconds"] = round(time.perf_counter() - began, 1)

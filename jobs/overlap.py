@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import ray.data
+import ray
 
 from stella_ray import settings
 from stella_ray.errors import SettingsError

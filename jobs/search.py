@@ -11,12 +11,13 @@ import logging
 import re
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+import stella_ray
 from stella_ray import settings
 from stella_ray.encode.models import EncoderSettings
 from stella_ray.errors import ModelError, ModelMismatch, SettingsError
@@ -24,9 +25,6 @@ from stella_ray.storage import StorageSettings, absolute
 from stella_ray.table.opening import differing_parts
 from stella_ray.table.search import open_live, search
 from stella_ray.table.vectors import VectorTable, table_uri
-
-if TYPE_CHECKING:
-    from stella_ray.encode.encoder import Encoder
 
 SNIPPET = 60
 """Characters of a text that a hit shows."""
@@ -95,22 +93,21 @@ def query_vector(table: VectorTable, job: SearchJob) -> np.ndarray:
     return vector
 
 
-def table_encoder(table: VectorTable, job: SearchJob) -> Encoder:
+def table_encoder(table: VectorTable, job: SearchJob) -> stella_ray.Encoder:
     """Open the encoder that the table remembers.
 
     Raises:
         ModelError: it is not there any more.
         ModelMismatch: what is there now is another encoder.
     """
-    from stella_ray import Encoder  # brings torch, which a typo need not wait for
-
     own = table.encoder()
     how = dict(own["open"])
     if job.encoder_path:
         # A folder has no revision; the weights' own digest says whether they are the same.
         how = {**how, "path": job.encoder_path, "revision": None}
     try:
-        encoder = Encoder(EncoderSettings(**how, device=job.device))
+        # Brings torch, which a typo need not wait for.
+        encoder = stella_ray.Encoder(EncoderSettings(**how, device=job.device))
     except ModelError as error:
         why = str(error).replace("--encoder.path", "--encoder_path")
         raise ModelError(f"{table.uri}: its encoder can't be opened: {why}") from None

@@ -17,8 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray.data
-from ray.data.exceptions import ExecutionTimeoutError
+import ray
 
 from stella_ray import settings
 from stella_ray.encode.models import EncoderSettings, find_encoder
@@ -143,7 +142,7 @@ def run(job: SynthesizeJob) -> dict[str, Any]:
                     some = list(passages)[: job.pool_size]
                     synthesis.round_trip = RoundTrip(job.encoder, spec, pool, some)
                 synthesis.execute()
-            except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
+            except (ray.exceptions.RayError, ray.data.exceptions.ExecutionTimeoutError) as error:
                 raise as_person_reads_it(error) from error
         report = written(job, folder, synthesis, documents)
     show(report, folder)

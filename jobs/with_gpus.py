@@ -26,7 +26,10 @@ class GpusJob:
     """Bring up GPUs, then run the command behind `--`."""
 
     gpus: int
-    """GPUs that the cluster must have before the command starts."""
+    """GPUs to bring up before the command starts."""
+    least_gpus: int = 0
+    """GPUs with which it starts all the same when the waiting is over; 0: all of them. `embed.py`
+    without --pool.encoders takes what is there, and what comes later."""
     spot_minutes: float = 10.0
     """Minutes to wait for nodes of any kind, which the cluster's priorities make spot ones."""
     on_demand_minutes: float = 20.0
@@ -38,6 +41,11 @@ class GpusJob:
         """Refuse what can't hold."""
         if self.gpus < 1:
             raise SettingsError(f"gpus {self.gpus} is too few; expected 1 or more")
+        if not 0 <= self.least_gpus <= self.gpus:
+            raise SettingsError(
+                f"least_gpus {self.least_gpus} doesn't fit --gpus {self.gpus}; expected 0 (all) to"
+                f" {self.gpus}"
+            )
         for name in ("spot_minutes", "on_demand_minutes"):
             if getattr(self, name) < 0:
                 raise SettingsError(f"{name} {getattr(self, name):g} is negative")
@@ -52,7 +60,7 @@ def bundles(gpus: int, there: int, on_demand: str | None) -> list[dict[str, floa
 
 
 def bring_up(job: GpusJob) -> None:
-    """Wait until the GPUs are there.
+    """Wait until the GPUs are there, or as many as will do.
 
     A placement group asks for them, since it goes with this driver however that ends; what
     `request_resources` asks for would stay asked for, and paid for.
@@ -75,6 +83,9 @@ def bring_up(job: GpusJob) -> None:
         kind = "on demand" if on_demand else "of any kind"
         print(f"not {job.gpus} GPUs {kind} within {minutes:g} minutes", flush=True)
     there = int(ray.cluster_resources().get("GPU", 0))
+    if there >= (job.least_gpus or job.gpus):
+        print(f"going on with {there} of {job.gpus} GPUs", flush=True)
+        return
     raise SettingsError(
         f"{job.gpus} GPUs were asked for and the cluster has {there}, free or busy; see"
         " `ray status`, or lower --gpus (and the command's --pool.encoders)"

@@ -16,13 +16,39 @@ A message holds what was found, what was expected and what to do. Anything that 
 from __future__ import annotations
 
 import re
-from typing import ClassVar
+from typing import Any, ClassVar
+
+MOST_CHARACTERS = 2_000
+"""Of a message: a shard can have a column name of megabytes."""
 
 
 class StellaError(Exception):
-    """What a person can mend; the message is one line."""
+    """What a person can mend; the message is one line, whatever the names in it hold."""
 
     exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(one_line(str(message)))
+
+
+def one_line(text: str) -> str:
+    """The text with what isn't printable written as its escape, and its middle left out if long.
+
+    A column's name may hold line ends, a terminal's commands or half a character, which can't be
+    printed at all.
+    """
+    if not text.isprintable():
+        # U+3000 is the space of Chinese texts, which Python doesn't count as printable.
+        text = "".join(c if c.isprintable() or c == "\u3000" else ascii(c)[1:-1] for c in text)
+    return text if len(text) <= MOST_CHARACTERS else f"{text[:1_500]} … {text[-400:]}"
+
+
+def brief(value: Any, most: int = 60) -> str:
+    """A value of a file as messages show it."""
+    try:
+        return "null" if value is None else repr(value)[:most]
+    except RecursionError:
+        return f"a deeply nested {type(value).__name__}"
 
 
 class SettingsError(StellaError):

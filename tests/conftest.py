@@ -16,6 +16,11 @@ os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["HF_HUB_OFFLINE"] = "0"
 # Threads that wait by spinning take the cores from the tests beside: up to 20 times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Ray looks through its log files ten times a second and at its processes every five; that of a
+# whole session of tests costs a minute of a core.
+os.environ["RAY_LOG_MONITOR_MANY_FILES_THRESHOLD"] = "0"
+os.environ["LOG_NAME_UPDATE_INTERVAL_S"] = "5"
+os.environ["REPORTER_UPDATE_INTERVAL_MS"] = "60000"
 if not Path("/dev/nvidiactl").exists():  # GPU kernels by Triton's interpreter; torch imports it
     os.environ["TRITON_INTERPRET"] = "1"
 
@@ -96,6 +101,12 @@ def make_encoder(
 def write(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, so that none of them is what all wait for at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ from ray.autoscaler.v2.instance_manager.subscribers.cloud_resource_monitor impor
 from ray.core.generated.instance_manager_pb2 import Instance, InstanceUpdateEvent
 
 from jobs.with_gpus import GpusJob, bundles
+from stella_ray.errors import SettingsError
 
 ROOT = Path(__file__).parents[1]
 FILES = {"aws": ROOT / "cluster.yaml", "local": ROOT / "deploy/on-premises.yaml"}
@@ -223,3 +224,6 @@ def test_what_spot_has_not_brought_is_asked_for_on_demand() -> None:
         if GpusJob(gpus=1).on_demand in one["resources"]
     )
     assert cluster_type == "gpu_on_demand"
+    for least in (-1, 3):
+        with pytest.raises(SettingsError, match=f"least_gpus {least} doesn't fit --gpus 2"):
+            GpusJob(gpus=2, least_gpus=least)

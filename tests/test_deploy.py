@@ -18,6 +18,7 @@ import yaml
 from jobs.embed import EmbedJob
 from jobs.with_gpus import GpusJob
 from stella_ray.errors import SettingsError
+from stella_ray.pipeline.rates import DENSE_FLOPS
 from stella_ray.settings import read_settings
 from tests.deploy_schema import CRON, KINDS
 
@@ -224,9 +225,11 @@ def check_crontab(text: str) -> Entry:
     words = shlex.split(entry.command)
     job = job_of(words[: words.index(">")])
     first = next(i for i, word in enumerate(words) if word.endswith("jobs/with_gpus.py"))
-    gpus = read_settings(GpusJob, words[first + 1 : words.index("--", first)]).gpus
+    asked = read_settings(GpusJob, words[first + 1 : words.index("--", first)])
     assert words[first - 1] == "python"
-    assert gpus == job.pool.encoders * job.pool.gpus_per_encoder
+    # A pool of a fixed size needs all of its GPUs; one that takes what is there can begin with few.
+    assert asked.least_gpus == 1
+    assert (job.pool.encoders, job.pool.gpus_per_encoder) == (0, 1)
     submit = words.index("submit")
     assert words[submit - 2 : submit] == [".venv/bin/ray", "job"]
     assert entry.environment["RAY_AUTH_MODE"] == "token"
@@ -245,7 +248,9 @@ def test_the_crontab_submits_a_job_of_ours() -> None:
         ("15 2 * * *", "15 2 * *"),
         ("\\%Y", "%Y"),
         ("--keep_columns", "--kept_columns"),
-        ("--gpus 4", "--gpus 5"),
+        ("--least_gpus 1", "--least_gpus 5"),
+        ("--least_gpus 1 ", ""),
+        ("--pool.gpus_per_encoder 1", "--pool.encoders 4"),
         ("--gpus 4", "--gpus four"),
         ("--storage.region", "--region.storage"),
         ("RAY_AUTH_MODE=token", "RAY_AUTH_MODE=disabled"),
@@ -292,3 +297,16 @@ def test_cron_mails_a_failure_with_the_jobs_own_exit_code_and_nothing_else(
     words = (tmp_path / "words").read_text("utf-8").split("\n")
     assert re.fullmatch(r"embed-docs-\d{8}T\d{4}", words[words.index("--submission-id") + 1])
     assert f"{words[words.index('--submission-id') + 1]}.log" == log.name
+
+
+@pytest.mark.parametrize("preset", sorted((DEPLOY.parent / "jobs/presets").glob("gpu-*.yaml")))
+def test_the_preset_of_a_kind_of_gpu_is_the_job_s_and_names_a_kind_that_is_known(
+    preset: Path,
+) -> None:
+    job = read_settings(
+        EmbedJob, ["--config", str(preset), "--corpus", "s3://c", "--table", "s3://t"]
+    )
+    assert job.estimate.gpu == preset.stem.removeprefix("gpu-")
+    assert job.estimate.gpu in DENSE_FLOPS
+    assert job.pool.gpus_per_encoder == 1
+    assert job.encoder.token_budget == 0  # found by the encoder itself

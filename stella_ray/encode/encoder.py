@@ -15,9 +15,10 @@ import transformers
 from stella_ray.encode.batching import batches
 from stella_ray.encode.embedded import Embedded
 from stella_ray.encode.faults import Budget, check_ids, one_line, out_of_memory
-from stella_ray.encode.forward import PaddedForward, Pending, load_forward
+from stella_ray.encode.forward import Forward, PaddedForward, Pending, load_forward
 from stella_ray.encode.loading import load_model
 from stella_ray.encode.models import EncoderSettings, EncoderSpec, find_encoder
+from stella_ray.encode.probe import find_budget
 from stella_ray.encode.reference import plain_vectors
 from stella_ray.encode.tokens import Ragged, TextTokenizer
 from stella_ray.errors import ModelError, SettingsError
@@ -62,7 +63,7 @@ class Encoder:
         self.budget = Budget(most=most, least=self.spec.max_tokens)
         self._launching = threading.Lock()
         if self.device.type == "cuda":
-            self._warm_up()
+            self._warm_up(settings.token_budget)
 
     @property
     def dim(self) -> int:
@@ -159,10 +160,8 @@ class Encoder:
                 MemoryError on a CPU).
             torch.AcceleratorError: the device is lost to this process.
         """
-        way = self.forward
-        if isinstance(way, PaddedForward) and way.dtype == torch.float32:
-            return plain_vectors(way.model, rows, self.spec.pooling)
-        return plain_vectors(self._float32, rows, self.spec.pooling)
+        plain = self.forward.plain if isinstance(self.forward, PaddedForward) else None
+        return plain_vectors(plain or self._float32, rows, self.spec.pooling)
 
     @functools.cached_property
     def _float32(self) -> transformers.PreTrainedModel:
@@ -189,12 +188,36 @@ class Encoder:
         with self._launching:  # two threads' batches would share a stream kernel by kernel
             return Pending(self.forward, rows, self.device)
 
-    def _warm_up(self) -> None:
-        """Compile the kernels, and find out whether the token budget fits the device."""
-        count = self.budget.most // self.spec.max_tokens
-        ids = np.arange(count * self.spec.max_tokens) % self.forward.vocabulary
-        offsets = np.arange(count + 1) * self.spec.max_tokens
-        self.embed_tokens(Ragged(ids.astype(np.int32), offsets, np.zeros(count, bool)))
+    def _warm_up(self, asked: int) -> None:
+        """Compile the kernels, and find a token budget that fits the device; `asked` tops it."""
+        if not asked:
+            found = find_budget(self._seconds_of, self.spec.max_tokens)
+            self.budget = Budget(most=found, least=self.spec.max_tokens)
+            torch.cuda.empty_cache()  # what the larger batches had
+            log.info("token budget %s on %s", f"{found:,}", self.device)
+        self.embed_tokens(full_rows(self.budget.most, self.spec.max_tokens, self.forward))
+
+    def _seconds_of(self, tokens: int) -> float | None:
+        """What the second of two full batches takes, on the device; None where it doesn't fit.
+
+        Raises:
+            ModelError: the encoder raises on them.
+        """
+        rows = full_rows(tokens, self.spec.max_tokens, self.forward)
+        seconds = None
+        for _ in range(2):
+            found = self._attempt([_ids(rows, i) for i in range(len(rows.lengths))])
+            if isinstance(found, Pending):
+                _, seconds = found.result()
+            elif out_of_memory(found):
+                return None
+            else:
+                self._check_soundness()
+                raise ModelError(
+                    f"{self.spec.name} raises on rows of {self.spec.max_tokens} tokens"
+                    f" ({one_line(found)}); lower max_tokens"
+                )
+        return seconds
 
     def _shrink(self, lengths: np.ndarray) -> None:
         if not self.budget.halve():
@@ -221,6 +244,13 @@ class Encoder:
                 f"{self.spec.name} raises on every text, even the empty one ({one_line(error)});"
                 " expected a model that works with these settings"
             ) from error
+
+
+def full_rows(tokens: int, each: int, forward: Forward) -> Ragged:
+    """As many rows of `each` tokens as a batch of `tokens` holds."""
+    count = tokens // each
+    ids = np.arange(count * each) % forward.vocabulary
+    return Ragged(ids.astype(np.int32), np.arange(count + 1) * each, np.zeros(count, bool))
 
 
 def _ids(rows: Ragged, i: int) -> np.ndarray:

@@ -16,11 +16,13 @@ from torch import Tensor
 
 from stella_ray.encode import attention
 from stella_ray.encode.fused import FusedBert, fusible, pack
+from stella_ray.encode.layers import JoinedLinear, with_own_layers
 from stella_ray.encode.loading import find_device, find_dtype, load_model
 from stella_ray.encode.models import EncoderSettings, EncoderSpec, Pooling
+from stella_ray.encode.quantised import Int8Linear
 from stella_ray.errors import SettingsError
 
-CPU_TOKEN_BUDGET, CUDA_TOKEN_BUDGET, FUSED_TOKEN_BUDGET = 2_048, 65_536, 131_072
+CPU_TOKEN_BUDGET, CUDA_TOKEN_BUDGET = 2_048, 65_536
 
 
 class Forward(Protocol):
@@ -28,7 +30,7 @@ class Forward(Protocol):
 
     Attributes:
         packed: whether rows stand back to back, so that a batch costs no padding.
-        token_budget: most tokens in a batch, where the settings don't say.
+        token_budget: most tokens in a batch, where neither the settings nor a probe say.
         vocabulary: token ids from 0 to below this one have an embedding.
         dtype: of weights and activations.
     """
@@ -58,9 +60,14 @@ class _ThroughTransformers:
 
 
 class PaddedForward(_ThroughTransformers):
-    """Rows padded to the longest, through transformers' model as it comes: any architecture."""
+    """Rows padded to the longest, through transformers' model: any architecture.
+
+    Attributes:
+        plain: the model as transformers has it, in float32, where it is at hand.
+    """
 
     packed = False
+    plain: transformers.PreTrainedModel | None = None
 
     def __call__(self, rows: list[np.ndarray]) -> Tensor:
         """See `Forward`."""
@@ -118,7 +125,7 @@ class FusedForward:
     """Rows back to back, through `fused.FusedBert`: the fastest on a GPU."""
 
     packed = True
-    token_budget = FUSED_TOKEN_BUDGET
+    token_budget = CUDA_TOKEN_BUDGET
 
     def __init__(
         self,
@@ -201,7 +208,8 @@ def load_forward(spec: EncoderSpec, settings: EncoderSettings) -> tuple[Forward,
     asked = settings.implementation
     half = device.type == "cuda" and dtype != torch.float32
     ampere = half and torch.cuda.get_device_capability(device) >= (8, 0)
-    packable = ampere and spec.model_type in attention.PACKABLE
+    joinable = spec.model_type in attention.PACKABLE
+    packable = ampere and joinable
     why_not = None if packable else "a GPU of Ampere or later, 16-bit numbers and a BERT or RoBERTa"
     if asked in ("fused", "packed") and why_not:
         raise SettingsError(
@@ -219,5 +227,13 @@ def load_forward(spec: EncoderSpec, settings: EncoderSettings) -> tuple[Forward,
             )
     packed = packable and asked != "padded"
     model = load_model(spec, dtype, packed=packed).to(device)
-    way = PackedForward if packed else PaddedForward
-    return way(model, spec.pooling, dtype), device
+    if packed:
+        return PackedForward(model, spec.pooling, dtype), device
+    plain = model if dtype == torch.float32 else None
+    if dtype == torch.int8:
+        model = with_own_layers(model, Int8Linear)
+    elif plain and device.type == "cpu" and joinable and asked == "auto":
+        model = with_own_layers(plain, JoinedLinear)
+    forward = PaddedForward(model, spec.pooling, dtype)
+    forward.plain = plain
+    return forward, device

@@ -7,7 +7,7 @@ import transformers
 
 from stella_ray.encode import attention
 from stella_ray.encode.models import EncoderSpec
-from stella_ray.encode.quantised import check_int8, quantise
+from stella_ray.encode.quantised import check_int8
 from stella_ray.errors import ModelError, SettingsError
 
 
@@ -31,13 +31,18 @@ def find_device(name: str) -> torch.device:
 
 
 def find_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The numbers of this name; auto is bfloat16 on CUDA, float32 elsewhere.
+    """The numbers of this name.
+
+    auto is bfloat16 on CUDA, float16 on GPUs before Ampere, whose bfloat16 is emulated, and float32
+    elsewhere.
 
     Raises:
         SettingsError: int8, and the device can't.
     """
     if name == "auto":
         name = "bfloat16" if device.type == "cuda" else "float32"
+        if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+            name = "float16"
     if name == "int8":
         check_int8(device)
     dtype: torch.dtype = getattr(torch, name)
@@ -51,7 +56,7 @@ def load_model(
 
     Args:
         spec: the encoder.
-        dtype: of its numbers; int8: of its layers' matrix products.
+        dtype: of its numbers; float32 for int8, whose products are made of these.
         packed: whether it will meet packed batches alone; else its attention is SDPA.
 
     Raises:
@@ -91,4 +96,4 @@ def load_model(
             f"{spec.folder}: {len(missing)} of the model's weights aren't in its .safetensors files"
             f" ({missing[0]}, …); expected all that config.json describes"
         )
-    return quantise(model.eval()) if dtype == torch.int8 else model.eval()
+    return model.eval()

@@ -75,14 +75,16 @@ class EncoderSettings:
     passage_prefix: str | None = None
     """What `passage` stands for. Default: the model's own."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
-    """Numbers of the forward pass; auto: bfloat16 on CUDA, float32 elsewhere. Pooling: float32.
+    """Numbers of the forward pass; auto: bfloat16 on CUDA (float16 on GPUs before Ampere), float32
+    elsewhere. Pooling: float32.
     int8: BERT's kind on a CPU with AVX512 VNNI; 1.3 to 1.6 times as fast, cosine 0.9995 to it."""
     token_budget: int = 0
-    """Most tokens in a batch, padding included; 0: 131,072 fused, 65,536 else on CUDA, 2,048 on a
-    CPU (its cache)."""
+    """Most tokens in a batch, padding included; 0: on CUDA the fewest with which the GPU works near
+    its best rate, found at the start (a second or so), 2,048 on a CPU (its cache)."""
     implementation: Literal["auto", "fused", "packed", "padded"] = "auto"
     """fused: our own kernels; packed: transformers with varlen attention; padded: transformers as
-    it comes, any architecture. auto: the first of them that serves this model on this device."""
+    it comes, any architecture. auto: the first of them that serves this model on this device; on a
+    CPU padded, with BERT's layers in fewer steps."""
     device: str = "auto"
     """Where it runs; auto: cuda if there is one, else cpu."""
 

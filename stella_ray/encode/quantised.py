@@ -1,22 +1,18 @@
-"""int8 on a CPU: BERT's layers with 8-bit matrix products, by oneDNN as torch brings it.
+"""int8 on a CPU: matrix products of 8-bit numbers, by oneDNN as torch brings it.
 
 Weights have a scale for each output, activations a scale and a zero for each token, found as they
 come: nothing is calibrated, and a row's vector doesn't depend on its neighbours in the batch.
-Attention, GELU, layer norms and sums stay in float32.  One scale for a whole batch would be
-simpler, and keeps a cosine of 0.994 to float32 where this keeps 0.9995 (benchmarks/LOG.md).
+Attention, GELU, layer norms and sums (layers.py) stay in float32.  One scale for a whole batch
+would be simpler, and keeps a cosine of 0.994 to float32 where this keeps 0.9995
+(benchmarks/LOG.md).
 
-Legend: B rows, L tokens of a row, T = B x L tokens, H heads, D inputs, N outputs.
+Legend: T tokens, D inputs, N outputs.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-import transformers
 from torch import Tensor
-from torch.nn.functional import layer_norm, scaled_dot_product_attention
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from stella_ray.errors import SettingsError
 
@@ -39,12 +35,6 @@ def check_int8(device: torch.device) -> None:
             "dtype int8 needs a CPU with AVX512 VNNI, which this one lacks;"
             " use --encoder.dtype auto"
         )
-
-
-def quantise(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
-    """Put int8 layers in the place of a BERT's, RoBERTa's or XLM-R's float32 ones."""
-    model.encoder = Int8Layers(model.encoder.layer, model.config.num_attention_heads)
-    return model
 
 
 class Int8Linear:
@@ -77,50 +67,3 @@ class Int8Linear:
         )  # fmt: skip
         torch.addcmul(self.bias_N, y_TN, step_T1, out=y_TN)
         return y_TN.addcmul_(least_T1, self.sum_N)
-
-
-class Int8Layers(torch.nn.Module):
-    """The layers between BERT's embeddings and its last hidden state; called as transformers' own.
-
-    Args:
-        layers: transformers' BertLayer or its relatives', post-norm, in float32.
-        heads: of their attention.
-    """
-
-    def __init__(self, layers: torch.nn.ModuleList, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.layers = [_Int8Layer(layer, heads) for layer in layers]
-
-    def forward(self, hidden_BLD: Tensor, attention_mask: Tensor | None, **_: Any) -> Any:
-        """[B, L, D], and the mask of SDPA, True where a token may look, [B, 1, L, L] or None."""
-        x_TD = hidden_BLD.flatten(0, 1)
-        for layer in self.layers:
-            x_TD = layer(x_TD, len(hidden_BLD), attention_mask)
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=x_TD.view_as(hidden_BLD))
-
-
-class _Int8Layer:
-    def __init__(self, layer: Any, heads: int) -> None:
-        own = layer.attention.self
-        self.heads = heads
-        self.qkv = Int8Linear(own.query, own.key, own.value)
-        self.out = Int8Linear(layer.attention.output.dense)
-        self.up = Int8Linear(layer.intermediate.dense)
-        self.activation = layer.intermediate.intermediate_act_fn
-        self.down = Int8Linear(layer.output.dense)
-        self.norms = layer.attention.output.LayerNorm, layer.output.LayerNorm
-
-    def __call__(self, x_TD: Tensor, rows: int, mask: Tensor | None) -> Tensor:
-        q, k, v = (
-            self.qkv(x_TD).view(rows, -1, 3, self.heads, x_TD.shape[1] // self.heads).unbind(2)
-        )
-        seen = scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask
-        )
-        x_TD = _norm(self.norms[0], self.out(seen.transpose(1, 2).reshape_as(x_TD)).add_(x_TD))
-        return _norm(self.norms[1], self.down(self.activation(self.up(x_TD))).add_(x_TD))
-
-
-def _norm(norm: torch.nn.LayerNorm, x_TD: Tensor) -> Tensor:
-    return layer_norm(x_TD, x_TD.shape[1:], norm.weight, norm.bias, norm.eps)

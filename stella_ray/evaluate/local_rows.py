@@ -13,11 +13,19 @@ from typing import IO, Any, NoReturn
 import orjson
 import pyarrow.parquet as pq
 
-from stella_ray.errors import CorpusError
-from stella_ray.learn.reading import COMPRESSED, ENDS, LONGEST_FIELD, ROWS_AT_ONCE, file_form
+from stella_ray.errors import CorpusError, brief
+from stella_ray.learn.reading import (
+    COMPRESSED,
+    ENDS,
+    LONGEST_FIELD,
+    ROWS_AT_ONCE,
+    file_form,
+    python_rows,
+)
 from stella_ray.learn.reading import opened as opened_file
 from stella_ray.storage import StorageSettings, absolute, filesystem
 from stella_ray.storage_faults import storage_errors
+from stella_ray.streams import CsvText, whole_lines
 
 FORMS = (*ENDS, ".tsv")
 
@@ -50,7 +58,7 @@ class Row:
     def checked_text(self, value: Any, name: str) -> str:
         """`value` if it is a text that isn't blank."""
         if not isinstance(value, str):
-            self.refuse(f"{name} is {_shown(value)}, expected text")
+            self.refuse(f"{name} is {brief(value)}, expected text")
         if not value.strip():
             self.refuse(f"{name} is empty, expected text; mend the row or leave it out")
         try:
@@ -66,7 +74,7 @@ class Row:
             try:
                 value = orjson.loads(value)
             except orjson.JSONDecodeError:
-                self.refuse(f"{names[0]} is {_shown(value)}, expected a list of texts")
+                self.refuse(f"{names[0]} is {brief(value)}, expected a list of texts")
         items = value if isinstance(value, list) else [value]
         return [self.checked_text(item, f"{names[0]}[{i}]") for i, item in enumerate(items)]
 
@@ -74,7 +82,7 @@ class Row:
         """An id: text, or a whole number as text."""
         value = self.cell(names)
         if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
-            self.refuse(f"{names[0]} is {_shown(value)}, expected an id")
+            self.refuse(f"{names[0]} is {brief(value)}, expected an id")
         return str(value)
 
     def number(self, names: Sequence[str], low: float, high: float) -> float:
@@ -82,17 +90,11 @@ class Row:
         value = self.cell(names)
         try:
             number = float("nan") if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
-            self.refuse(f"{names[0]} is {_shown(value)}, expected a number")
+        except (TypeError, ValueError, OverflowError):
+            self.refuse(f"{names[0]} is {brief(value)}, expected a number")
         if not low <= number <= high:
-            self.refuse(
-                f"{names[0]} is {_shown(value)}, out of range; expected {low:g} to {high:g}"
-            )
+            self.refuse(f"{names[0]} is {brief(value)}, out of range; expected {low:g} to {high:g}")
         return number
-
-
-def _shown(value: Any) -> str:
-    return "null" if value is None else f"{value!r:.60}"
 
 
 def read_rows(path: str, storage: StorageSettings = StorageSettings()) -> Iterator[Row]:
@@ -113,8 +115,7 @@ def read_rows(path: str, storage: StorageSettings = StorageSettings()) -> Iterat
 
 
 def _jsonl(path: str, file: IO[bytes]) -> Iterator[Row]:
-    for number, line in enumerate(file, 1):
-        line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+    for number, line in enumerate(whole_lines(path, file), 1):
         if not line.strip():
             continue
         try:
@@ -130,9 +131,11 @@ def _csv(path: str, file: IO[bytes], separator: str = ",", quoted: bool = True) 
     csv.field_size_limit(LONGEST_FIELD)
     with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
         quoting: Any = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-        reader = csv.reader(text, delimiter=separator, quoting=quoting, strict=True)
+        bounded = CsvText(text)
+        reader = csv.reader(bounded, delimiter=separator, quoting=quoting, strict=True)
         header = next(reader, [])
         for cells in reader:
+            bounded.row_characters = 0
             if not cells:
                 continue
             if len(cells) != len(header):
@@ -151,7 +154,7 @@ def _tsv(path: str, file: IO[bytes]) -> Iterator[Row]:
 def _parquet(path: str, file: IO[bytes]) -> Iterator[Row]:
     number = 0
     for batch in pq.ParquetFile(file).iter_batches(ROWS_AT_ONCE):
-        for cells in batch.to_pylist():
+        for cells in python_rows(path, number, batch):
             yield Row(path, f"row {number} (from 0)", cells)
             number += 1
 

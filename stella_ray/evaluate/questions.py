@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import orjson
 
-from stella_ray.errors import CorpusError
+from stella_ray.errors import CorpusError, brief
 from stella_ray.learn.shuffle import key_of
 from stella_ray.storage import StorageSettings
 
@@ -94,8 +94,8 @@ class Reading:
         """
         if not isinstance(text, str) or (not text.strip() and self.empty_questions == "refuse"):
             raise CorpusError(
-                f"{where}: the question is {text!r:.40}, expected a text that isn't empty; with"
-                " empty_questions leave_out those are left out, with ask they are asked"
+                f"{where}: the question is {brief(text, 40)}, expected a text that isn't empty;"
+                " with empty_questions leave_out those are left out, with ask they are asked"
             )
         if not text.strip():
             counts["questions without a text"] += 1
@@ -246,7 +246,7 @@ def _flag(one: Asked, name: str) -> bool:
     value = one.row.get(name)
     if not isinstance(value, bool):
         raise CorpusError(
-            f"{one.where}: {name} is {value!r:.40}, expected true or false; questions is rule, all"
-            " or the name of such a field"
+            f"{one.where}: {name} is {brief(value, 40)}, expected true or false; questions is rule,"
+            " all or the name of such a field"
         )
     return value

@@ -9,16 +9,18 @@ each also as .gz or .zst.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import orjson
 
-from stella_ray.errors import CorpusError
+from stella_ray.errors import CorpusError, brief
 from stella_ray.evaluate.questions import Answers, Asked, RawSet, Reading
 from stella_ray.learn.reading import COMPRESSED, opened
 from stella_ray.storage import StorageSettings, absolute, filesystem
 from stella_ray.storage_faults import storage_errors
+from stella_ray.streams import whole_lines
 
 CORPUS, QUERIES, QRELS = "corpus.jsonl", "queries.jsonl", "qrels.tsv"
 
@@ -47,7 +49,9 @@ def read_folder(path: str, reading: Reading = Reading()) -> RawSet:
     for name, row, where in _rows(_found(path, CORPUS, storage), storage):
         text = row.get("text")
         if not isinstance(text, str) or not text.strip():
-            raise CorpusError(f"{where}: the document is {text!r:.40}, expected a text, not empty")
+            raise CorpusError(
+                f"{where}: the document is {brief(text, 40)}, expected a text, not empty"
+            )
         document_of[name] = distinct.setdefault(reading.convert(text), len(distinct))
     raw.documents = list(distinct)
     raw.counts["documents of equal texts"] = len(document_of) - len(distinct)
@@ -79,10 +83,10 @@ def _answers(row: dict[str, Any], where: str, reading: Reading) -> Answers:
     start, answer = row.get("answer_start"), row.get("answer")
     if isinstance(start, bool) or not isinstance(start, int | None):
         raise CorpusError(
-            f"{where}: answer_start is {start!r:.40}, expected a number of characters"
+            f"{where}: answer_start is {brief(start, 40)}, expected a number of characters"
         )
     if not isinstance(answer, str | None):
-        raise CorpusError(f"{where}: answer is {answer!r:.40}, expected a text")
+        raise CorpusError(f"{where}: answer is {brief(answer, 40)}, expected a text")
     if answer is None:
         return [] if start is None else [("", start)]
     return [(reading.convert(answer), start)]
@@ -110,8 +114,7 @@ def _rows(path: str, storage: StorageSettings) -> Iterator[tuple[str, dict[str, 
     seen: dict[str, int] = {}
     with opened(path, storage) as file:
         # Lines end at \n alone: texts hold U+2028 and U+0085, at which splitlines() would cut.
-        for number, line in enumerate(file, 1):
-            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        for number, line in enumerate(whole_lines(path, file), 1):
             if not line.strip():
                 continue
             where = f"{path}: line {number}"
@@ -120,7 +123,9 @@ def _rows(path: str, storage: StorageSettings) -> Iterator[tuple[str, dict[str, 
             except orjson.JSONDecodeError as error:
                 raise CorpusError(f"{where}: no JSON ({error})") from None
             if not isinstance(row, dict) or not isinstance(row.get("_id"), str | int):
-                raise CorpusError(f"{where}: {row!r:.60}, expected an object with _id and text")
+                raise CorpusError(
+                    f"{where}: {brief(row, 60)}, expected an object with _id and text"
+                )
             name = str(row["_id"])
             if name in seen:
                 raise CorpusError(f"{where}: _id {name!r} stands twice, first in line {seen[name]}")
@@ -134,7 +139,7 @@ def _qrels(path: str, storage: StorageSettings) -> Iterator[tuple[str, str, int,
     """Each judgement: the query's id, the document's, its score and where it stands."""
     seen: dict[tuple[str, str], int] = {}
     with opened(path, storage) as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(whole_lines(path, file), 1):
             where = f"{path}: line {number}"
             try:
                 cells = line.decode("utf-8-sig").rstrip("\r\n").split("\t")
@@ -160,4 +165,5 @@ def _qrels(path: str, storage: StorageSettings) -> Iterator[tuple[str, str, int,
 
 
 def _whole(cell: str) -> bool:
-    return cell.strip().lstrip("-").isdecimal()
+    # Eighteen digits fit 64 bits; Python refuses to read numbers of thousands.
+    return bool(re.fullmatch(r"-?\d{1,18}", cell.strip()))

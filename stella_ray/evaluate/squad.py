@@ -17,15 +17,18 @@ from typing import Any
 
 import orjson
 
-from stella_ray.errors import CorpusError
+from stella_ray.errors import CorpusError, brief
 from stella_ray.evaluate.questions import Answers, Asked, RawSet, Reading
-from stella_ray.learn.reading import file_form, opened
+from stella_ray.learn.reading import file_form, opened, read_tree
 from stella_ray.storage import StorageSettings
+from stella_ray.streams import whole_lines
 
 ENDS = (".json", ".jsonl", ".ndjson")
 CONTEXT = ("context", "context_text")
 QUESTION = ("question", "query_text", "input")
 ID = ("id", "query_id", "_id")
+DEEPEST = 16
+"""Lists in lists around a paragraph; SQuAD's has two."""
 
 
 def read_squad(path: str, reading: Reading = Reading()) -> RawSet:
@@ -49,7 +52,7 @@ def read_squad(path: str, reading: Reading = Reading()) -> RawSet:
         document = numbers.setdefault(reading.convert(paragraph.text), len(numbers))
         for where, row in paragraph.questions:
             text = reading.question(_value(row, QUESTION, where), where, raw.counts)
-            name = str(next((row[key] for key in ID if row.get(key) is not None), where))
+            name = _name(next((row[key] for key in ID if row.get(key) is not None), where), where)
             if name in seen:
                 raise CorpusError(f"{where}: id {name!r} stands twice, first at {seen[name]}")
             seen[name] = where
@@ -91,36 +94,37 @@ class _Paragraph:
 def _paragraphs(path: str, storage: StorageSettings) -> Iterator[_Paragraph]:
     with opened(path, storage) as file:
         if file_form(path, ENDS) == ".json":
-            yield from _below(_json(file.read().removeprefix(b"\xef\xbb\xbf"), path), path, "")
+            yield from _below(_json(read_tree(path, file), path), path, "")
             return
         # Lines end at \n alone: texts hold U+2028 and U+0085, at which splitlines() would cut.
-        for number, line in enumerate(file, 1):
-            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        for number, line in enumerate(whole_lines(path, file), 1):
             where = f"{path}: line {number}"
             if line.strip():
                 yield from _below(_json(line, where), where, "")
 
 
-def _below(value: Any, where: str, inside: str) -> Iterator[_Paragraph]:
-    """Every paragraph under a value; `inside` is the path to it."""
+def _below(value: Any, where: str, inside: str, depth: int = 0) -> Iterator[_Paragraph]:
+    """Every paragraph under a value; `inside` is the path to it, of `depth` steps."""
     place = f"{where}: {inside}" if inside else where
+    if depth > DEEPEST:
+        raise CorpusError(f"{place}: nested too deep; expected SQuAD's tree")
     if isinstance(value, list):
         for number, one in enumerate(value):
-            yield from _below(one, where, f"{inside}[{number}]")
+            yield from _below(one, where, f"{inside}[{number}]", depth + 1)
         return
     if not isinstance(value, dict):
-        raise CorpusError(f"{place}: {value!r:.40}, expected an object with context and qas")
+        raise CorpusError(f"{place}: {brief(value, 40)}, expected an object with context and qas")
     for key in ("data", "paragraphs"):
         if isinstance(value.get(key), list):
-            yield from _below(value[key], where, f"{inside}.{key}".lstrip("."))
+            yield from _below(value[key], where, f"{inside}.{key}".lstrip("."), depth + 1)
             return
     text = _value(value, CONTEXT, place)
     if not isinstance(text, str) or not text.strip():
-        raise CorpusError(f"{place}: the document is {text!r:.40}, expected a text, not empty")
+        raise CorpusError(f"{place}: the document is {brief(text, 40)}, expected a text, not empty")
     if "qas" not in value:
         yield _Paragraph(text, [(place, value)])
     elif not isinstance(value["qas"], list):
-        raise CorpusError(f"{place}: qas is {value['qas']!r:.40}, expected a list")
+        raise CorpusError(f"{place}: qas is {brief(value['qas'], 40)}, expected a list")
     else:
         at = place if inside else f"{place}: "
         yield _Paragraph(
@@ -134,8 +138,16 @@ def _below(value: Any, where: str, inside: str) -> Iterator[_Paragraph]:
 
 def _row(row: Any, where: str) -> tuple[str, Mapping[str, Any]]:
     if not isinstance(row, dict):
-        raise CorpusError(f"{where}: {row!r:.40}, expected an object with question and answers")
+        raise CorpusError(
+            f"{where}: {brief(row, 40)}, expected an object with question and answers"
+        )
     return where, row
+
+
+def _name(value: Any, where: str) -> str:
+    if not isinstance(value, (str, int)):
+        raise CorpusError(f"{where}: the id is {brief(value, 40)}, expected text or a number")
+    return str(value)
 
 
 def _value(row: Mapping[str, Any], keys: tuple[str, ...], where: str) -> Any:
@@ -150,7 +162,7 @@ def _answers(value: Any, where: str) -> Answers:
     if isinstance(value, dict):
         texts, starts = value.get("text", []), value.get("answer_start", [])
         if not isinstance(texts, list) or not isinstance(starts, list):
-            raise CorpusError(f"{where}: answers is {value!r:.40}, expected two lists")
+            raise CorpusError(f"{where}: answers is {brief(value, 40)}, expected two lists")
         value = [
             {"text": text, "answer_start": start}
             for text, start in zip(texts, starts, strict=False)
@@ -168,7 +180,7 @@ def _answers(value: Any, where: str) -> Answers:
             or not isinstance(start, int | None)
         ):
             raise CorpusError(
-                f"{where}: an answer is {one!r:.60}, expected a text and where it starts"
+                f"{where}: an answer is {brief(one, 60)}, expected a text and where it starts"
             )
         if text.strip():
             out.append((text, start))

@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import bm25s
 import numpy as np
 
 from stella_ray.learn.hits import NO_HIT, ranking
@@ -134,6 +133,8 @@ class PartIndex:
         steep = k1 * B * (own.average / whole.average if whole.tokens else 1.0)
         k1 = k1 * (1 - B) + steep
         # Sixteen digits, since what the ratio undoes must not be seen in a float32.
+        import bm25s  # and scipy with it, which reading settings needn't wait for
+
         self._index = bm25s.BM25(k1=k1, b=steep / k1, method="lucene", dtype="float64")
         every = {number: number for number in range(len(whole.frequencies))}
         self._index.index((documents, every), create_empty_token=False, show_progress=False)

@@ -21,8 +21,11 @@ from stella_ray.learn.reading import (
     file_form,
     list_files,
     opened,
+    python_rows,
+    read_tree,
 )
 from stella_ray.storage import StorageSettings
+from stella_ray.streams import CsvText, whole_lines
 
 TREE = ".json"
 """One JSON value for the whole file, as SQuAD, CMRC and DRCD come."""
@@ -92,12 +95,12 @@ def _wanted(name: str, form: str | None) -> bool:
 Cell = tuple[int, str, Any]
 
 
-def _parquet(_path: str, file: IO[bytes]) -> Iterator[Cell]:
+def _parquet(path: str, file: IO[bytes]) -> Iterator[Cell]:
     parquet = pq.ParquetFile(file)
     names = [field.name for field in parquet.schema_arrow if _textual(field.type)]
     row = 0
     for batch in parquet.iter_batches(ROWS_AT_ONCE, columns=names):
-        for cells in batch.to_pylist():
+        for cells in python_rows(path, row, batch):
             yield from ((row, name, value) for name, value in cells.items())
             row += 1
 
@@ -111,8 +114,7 @@ def _textual(kind: pa.DataType) -> bool:
 
 
 def _jsonl(path: str, file: IO[bytes]) -> Iterator[Cell]:
-    for number, line in enumerate(file):
-        line = line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
+    for number, line in enumerate(whole_lines(path, file)):
         if not line.strip():
             continue
         row = _json(path, line, f" row {number} (from 0):")
@@ -124,15 +126,17 @@ def _jsonl(path: str, file: IO[bytes]) -> Iterator[Cell]:
 def _csv(_path: str, file: IO[bytes]) -> Iterator[Cell]:
     csv.field_size_limit(LONGEST_FIELD)
     with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
-        reader = csv.reader(text, strict=True)
+        bounded = CsvText(text)
+        reader = csv.reader(bounded, strict=True)
         header = next(reader, [])
         for number, cells in enumerate(cells for cells in reader if cells):
+            bounded.row_characters = 0
             yield from ((number, *cell) for cell in zip(header, cells, strict=False))
 
 
 def _tree(path: str, file: IO[bytes]) -> Iterator[Cell]:
     """Every key of every object, however deep; the row is the place in the order of the file."""
-    todo, number = [_json(path, file.read().removeprefix(b"\xef\xbb\xbf"), "")], 0
+    todo, number = [_json(path, read_tree(path, file), "")], 0
     while todo:
         value = todo.pop()
         if isinstance(value, dict):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import gzip
 import io
 import json
 import math
@@ -22,14 +21,17 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stella_ray.errors import CorpusError, StellaError
+from stella_ray.errors import CorpusError, StellaError, brief
 from stella_ray.learn.sources import ExampleSource
 from stella_ray.storage import StorageSettings, absolute, filesystem
 from stella_ray.storage_faults import storage_errors
+from stella_ray.streams import CsvText, unpacked, whole_lines
 
 ENDS = (".parquet", ".jsonl", ".ndjson", ".csv")
-COMPRESSED = (".gz", ".zst")
+COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
 ROWS_AT_ONCE = 1_024
+LARGEST_TREE = 1 << 30
+"""Bytes of a JSON value, unpacked; it takes several times that once it is parsed."""
 LONGEST_FIELD = 2**31 - 1
 """csv's own limit of 131,072 characters a field is below a long document."""
 
@@ -96,7 +98,7 @@ def list_files(
 
 def file_form(path: str, ends: Sequence[str] = ENDS) -> str | None:
     """The end of a file's name that says its format; None if it isn't read here."""
-    stem = path.rpartition(".")[0] if path.endswith(COMPRESSED) else path
+    stem = path.rpartition(".")[0] if path.endswith(tuple(COMPRESSED)) else path
     end = next((end for end in ends if stem.endswith(end)), None)
     return None if end == ".parquet" and stem != path else end
 
@@ -135,17 +137,27 @@ def opened(path: str, storage: StorageSettings) -> Iterator[IO[bytes]]:
     store, inner = filesystem(path, storage)
     try:
         with storage_errors(path, storage, CorpusError), store.open(inner, "rb") as raw:
-            if path.endswith(".gz"):
-                yield gzip.GzipFile(fileobj=raw)  # type: ignore[misc]
-            elif path.endswith(".zst"):
-                yield io.BufferedReader(pa.input_stream(raw, compression="zstd"))
-            else:
-                yield raw
+            yield unpacked(raw, COMPRESSED.get(path[path.rfind(".") :]))
     except StellaError:
         raise
     except (OSError, EOFError, zlib.error, pa.ArrowException, csv.Error, UnicodeError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise CorpusError(f"{path}: can't be read ({reason}); expected a whole file") from None
+
+
+def read_tree(path: str, file: IO[bytes]) -> bytes:
+    """All bytes of a file that is one JSON value, without a byte order mark.
+
+    Raises:
+        CorpusError: it is too large to be read whole.
+    """
+    tree = file.read(LARGEST_TREE + 1)
+    if len(tree) > LARGEST_TREE:
+        raise CorpusError(
+            f"{path}: one JSON value of more than {LARGEST_TREE:,} bytes is too large to be read"
+            " whole; expected a file of lines (.jsonl) for so much"
+        )
+    return tree.removeprefix(b"\xef\xbb\xbf")
 
 
 Row = tuple[int, dict[str, Any]]
@@ -156,16 +168,31 @@ def _parquet(path: str, file: IO[bytes], source: ExampleSource) -> Iterator[Row]
     _check_columns(path, source, parquet.schema_arrow.names)
     number = 0
     for batch in parquet.iter_batches(ROWS_AT_ONCE, columns=source.columns):
-        for row in batch.to_pylist():
+        for row in python_rows(path, number, batch):
             yield number, row
             number += 1
+
+
+def python_rows(path: str, first: int, batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """A batch's rows as Python has them.
+
+    Raises:
+        CorpusError: a time or the like that Python can't hold, with the rows it is among.
+    """
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist()
+    except (ValueError, OverflowError) as error:
+        raise CorpusError(
+            f"{path}: rows {first} to {first + len(batch) - 1} (from 0): a value can't be read"
+            f" ({error}); expected text and numbers"
+        ) from None
+    return rows
 
 
 def _jsonl(path: str, file: IO[bytes], source: ExampleSource) -> Iterator[Row]:
     """A line may lack its negatives, which is to have none; not all lines may."""
     optional, lack, row = source.negatives_column, True, {}
-    for number, line in enumerate(file):
-        line = line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
+    for number, line in enumerate(whole_lines(path, file)):
         if not line.strip():
             continue
         try:
@@ -185,10 +212,12 @@ def _jsonl(path: str, file: IO[bytes], source: ExampleSource) -> Iterator[Row]:
 def _csv(path: str, file: IO[bytes], source: ExampleSource) -> Iterator[Row]:
     csv.field_size_limit(LONGEST_FIELD)
     with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
-        reader = csv.reader(text, strict=True)
+        bounded = CsvText(text)
+        reader = csv.reader(bounded, strict=True)
         header = next(reader, [])
         _check_columns(path, source, header)
         for number, cells in enumerate(cells for cells in reader if cells):
+            bounded.row_characters = 0
             if len(cells) != len(header):
                 raise CorpusError(
                     f"{path}: row {number} (from 0): {len(cells)} cells where the header has"
@@ -197,7 +226,9 @@ def _csv(path: str, file: IO[bytes], source: ExampleSource) -> Iterator[Row]:
             row: dict[str, Any] = dict(zip(header, cells, strict=True))
             name = source.negatives_column
             if name and source.negatives_are == "list" and row[name]:
-                with contextlib.suppress(ValueError):  # stays text, which is no list
+                with contextlib.suppress(
+                    ValueError, RecursionError
+                ):  # stays text, which is no list
                     row[name] = json.loads(row[name])
             elif name:
                 row[name] = row[name] or None
@@ -228,7 +259,7 @@ def _checked(row: dict[str, Any], source: ExampleSource) -> Example:
         negatives = [negatives]
     elif not isinstance(negatives, list):
         raise ValueError(
-            f"column {name} is {_shown(negatives)}, expected a list of texts (negatives_are: text"
+            f"column {name} is {brief(negatives)}, expected a list of texts (negatives_are: text"
             " reads one text)"
         )
     checked = [_text(text, f"{name}[{i}]") for i, text in enumerate(negatives)]
@@ -237,7 +268,7 @@ def _checked(row: dict[str, Any], source: ExampleSource) -> Example:
 
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"column {name} is {_shown(value)}, expected text")
+        raise ValueError(f"column {name} is {brief(value)}, expected text")
     if not value.strip():
         raise ValueError(f"column {name} is empty, expected text")
     value.encode()  # raises UnicodeEncodeError, which is a ValueError, on half a character
@@ -247,22 +278,19 @@ def _text(value: Any, name: str) -> str:
 def _label(value: Any, source: ExampleSource) -> float:
     name = source.label_column
     if source.kind == "nli":
-        if str(value) not in source.label_order or isinstance(value, bool):
+        label = str(value) if isinstance(value, (str, int, float)) else None
+        if label not in source.label_order or isinstance(value, bool):
             order = " < ".join(source.label_order)
-            raise ValueError(f"column {name} is {_shown(value)}, expected one of {order}")
-        return float(source.label_order.index(str(value)))
+            raise ValueError(f"column {name} is {brief(value)}, expected one of {order}")
+        return float(source.label_order.index(label))
     try:
         score = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         score = math.nan
     if not math.isfinite(score):
-        raise ValueError(f"column {name} is {_shown(value)}, expected a finite number")
+        raise ValueError(f"column {name} is {brief(value)}, expected a finite number")
     low = -math.inf if source.lowest_score is None else source.lowest_score
     high = math.inf if source.highest_score is None else source.highest_score
     if not low <= score <= high:
         raise ValueError(f"column {name} is {score:g}, out of range; expected {low:g} to {high:g}")
     return score
-
-
-def _shown(value: Any) -> str:
-    return "null" if value is None else f"{value!r:.60}"

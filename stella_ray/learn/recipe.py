@@ -28,11 +28,11 @@ class OptimizerSettings:
     clip_norm: float = 1.0
     """The data's gradient is shortened to this norm before the anchor's is added; 0: it isn't."""
     beta1: float = 0.9
-    """AdamW's."""
+    """AdamW's share of the gradients' mean that stays from step to step."""
     beta2: float = 0.999
-    """AdamW's."""
+    """AdamW's share of their squares' mean that stays."""
     epsilon: float = 1e-8
-    """AdamW's."""
+    """AdamW's, added to the root of that mean; gradients far below it hardly move a weight."""
 
     def __post_init__(self) -> None:
         """Refuse what can't hold."""

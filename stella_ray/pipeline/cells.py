@@ -9,7 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from stella_ray.errors import BadShard
+from stella_ray.errors import BadShard, brief
+
+CANT_BE = (pa.ArrowException, TypeError, ValueError, OverflowError, RecursionError)
+"""What Arrow and Python raise of a cell that doesn't fit a type."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,14 +92,14 @@ def as_type(
         if pa.types.is_string(field.type) or _takes_python_values(field.type):
             return pa.array(cells, field.type)
         return pa.array(cells).cast(field.type)  # pa.array(cells, int64) would cut 1.5 to 1
-    except (pa.ArrowException, TypeError, ValueError, OverflowError, UnicodeError):
+    except CANT_BE:
         values = _values(cells)
     out = []
     for i, value in enumerate(values):
         try:
             out.append(_one(value, field.type))
-        except (pa.ArrowException, TypeError, ValueError, OverflowError, UnicodeError):
-            shown = repr(value)[:60]
+        except CANT_BE:
+            shown = brief(value)
             reasons[i] = reasons[i] or f"column {field.name} holds {shown}, expected {field.type}"
             out.append(None)
     return pa.array(out, field.type)

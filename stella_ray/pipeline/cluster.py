@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import sys
@@ -12,12 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-import ray.data
 
 from stella_ray.errors import SettingsError
 
 CPUS_PER_CPU_ENCODER = 4
 """Cores of one encoder where there is no GPU: beyond four, torch gains little from one more."""
+
+MOST_BY_CORE = 8
+"""Encoders of a node that has one a core."""
 
 TASK_CPUS, TASKS_BESIDE = 0.25, 3
 """What reading and writing tasks ask for beside CPU encoders, and for how many there is room:
@@ -34,7 +37,7 @@ class PoolSettings:
 
     encoders: int = 0
     """Encoder actors; 0: one a GPU, those of nodes that join late included, without GPUs one for
-    every four CPUs."""
+    every four CPUs (in evaluation one for every CPU, up to eight a node)."""
     gpus_per_encoder: float = 0.0
     """GPUs of an encoder; 0: one if the cluster has any. A fraction lets several share a GPU."""
     cpus_per_encoder: float = 0.0
@@ -210,6 +213,21 @@ def size_pool(settings: PoolSettings) -> Pool:
 def alive() -> list[dict[str, float]]:
     """The resources of each node that is there."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def an_encoder_a_core(settings: PoolSettings) -> PoolSettings:
+    """The settings for a job whose encoders have the cluster to themselves.
+
+    Where they run on CPUs and nothing is said of them: one a core, up to eight a node, with a
+    thread each. Two of one thread embed 1.1 to 1.3 times as fast as one of two, which wait for each
+    other at each operation (benchmarks/LOG.md); each takes memory of its own.
+    """
+    nodes = alive()
+    told = settings.encoders or settings.gpus_per_encoder or settings.cpus_per_encoder
+    if told or any(node.get("GPU") for node in nodes):
+        return settings
+    encoders = sum(min(MOST_BY_CORE, int(node.get("CPU", 0.0))) for node in nodes)
+    return dataclasses.replace(settings, encoders=max(1, encoders))
 
 
 def map_blocks(rows: ray.data.Dataset, stage: Any, **how: Any) -> ray.data.Dataset:

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import pyarrow as pa
-import ray.data
-from ray.data import Dataset
+import ray
 
 from stella_ray.errors import BadShard, CorpusError
 from stella_ray.pipeline.cells import CorpusColumns
@@ -182,7 +181,7 @@ class Corpus(Protocol):
         """Size, for the time left; 0 if unknown."""
         ...
 
-    def rows(self, pool: Pool) -> Dataset:
+    def rows(self, pool: Pool) -> ray.data.Dataset:
         """The rows as blocks of the schema `rows.source`; the same rows each time it is called."""
         ...
 
@@ -206,7 +205,7 @@ class ShardedCorpus:
         """The size of all shards."""
         return sum(shard.bytes for shard in self.shards)
 
-    def rows(self, pool: Pool) -> Dataset:
+    def rows(self, pool: Pool) -> ray.data.Dataset:
         """See `Corpus.rows`."""
         items = [
             {"number": i, "path": shard.path, "bytes": shard.bytes}
@@ -278,12 +277,12 @@ class DatasetCorpus:
     It is read a second time where an id stands for several texts, and must then give the same rows.
     """
 
-    dataset: Dataset
+    dataset: ray.data.Dataset
     columns: CorpusColumns
     kept: Sequence[pa.Field]
     bytes: int = 0
 
-    def rows(self, pool: Pool) -> Dataset:
+    def rows(self, pool: Pool) -> ray.data.Dataset:
         """See `Corpus.rows`."""
         configure_data(pool, self.dataset.context)  # it keeps the one that it was made under
         return self.dataset.map_batches(

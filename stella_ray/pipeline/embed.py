@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from ray.data import ActorPoolStrategy, Dataset
+import ray
 
 from stella_ray.encode.models import EncoderSettings
 from stella_ray.pipeline.cluster import Pool, map_blocks
@@ -58,7 +58,7 @@ def receipts(
             EncodeBlocks,
             fn_constructor_args=(settings, how.digest, pool.threads, at_once, opened, tags),
             # Ray Data starts more where late nodes have room; a lost node's start anew elsewhere.
-            compute=ActorPoolStrategy(
+            compute=ray.data.ActorPoolStrategy(
                 min_size=pool.encoders,
                 max_size=pool.most_encoders,
                 max_concurrent_calls_per_actor=pool.windows_at_once,
@@ -74,7 +74,7 @@ def receipts(
     yield from written.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
 
 
-def prepared(corpus: Corpus, how: Preparation, pool: Pool, known: Any) -> Dataset:
+def prepared(corpus: Corpus, how: Preparation, pool: Pool, known: Any) -> ray.data.Dataset:
     """A corpus's rows as blocks of the schema `rows.prepared`.
 
     Args:

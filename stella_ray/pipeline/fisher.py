@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import ray.data
-from ray.data import ActorPoolStrategy
+import ray
 
 from stella_ray.encode.models import EncoderSettings, find_encoder
 from stella_ray.learn.recipe import ComputeSettings
@@ -132,7 +131,7 @@ def measure(plan: FisherPlan, pool: Pool) -> tuple[dict[str, np.ndarray], Fisher
         ray.data.from_arrow(bounds),
         MeasurePools,
         fn_constructor_args=(dataclasses.replace(plan, threads=pool.threads),),
-        compute=ActorPoolStrategy(size=min(pool.encoders, parts)),
+        compute=ray.data.ActorPoolStrategy(size=min(pool.encoders, parts)),
         num_cpus=pool.cpus_per_encoder,
         num_gpus=pool.gpus_per_encoder or None,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pyarrow as pa
-from ray.data import Dataset
+import ray
 
 from stella_ray.errors import BadShard, SettingsError
 from stella_ray.pipeline.cells import CorpusColumns, check_columns
@@ -15,9 +15,13 @@ from stella_ray.pipeline.shards import BAD_FOR_A_LOOK, Shard, is_text, parquet_s
 from stella_ray.rows import RESERVED
 from stella_ray.storage import StorageSettings
 
+DEEPEST = 32
+"""Levels of lists and objects that a kept column may have, its values counted; JSON allows so many
+that Python can't write them down again. A deeper one counts as text."""
+
 
 def kept_fields(
-    corpus: Sequence[Shard] | Dataset,
+    corpus: Sequence[Shard] | ray.data.Dataset,
     columns: CorpusColumns,
     there: pa.Schema | None,
     storage: StorageSettings = StorageSettings(),
@@ -43,7 +47,7 @@ def kept_fields(
         return []
     if there is not None and all(name in there.names for name in columns.kept):
         return [pa.field(name, there.field(name).type) for name in columns.kept]
-    if isinstance(corpus, Dataset):
+    if not isinstance(corpus, Sequence):
         seen = [_dataset_types(corpus, columns)]
     else:
         forms = dict.fromkeys(shard_format(shard.path) for shard in corpus)
@@ -66,7 +70,7 @@ def kept_fields(
     return out
 
 
-def _dataset_types(dataset: Dataset, columns: CorpusColumns) -> dict[str, pa.DataType]:
+def _dataset_types(dataset: ray.data.Dataset, columns: CorpusColumns) -> dict[str, pa.DataType]:
     schema = dataset.take_batch(1, batch_format="pyarrow").schema
     check_columns("the dataset", columns.all, schema.names)
     return {name: _stored(schema.field(name).type) for name in columns.kept}
@@ -94,7 +98,8 @@ def _first_types(
         return dict.fromkeys(columns.kept, pa.string())
     if form == "jsonl":
         with reading(shard.path, form, storage) as file:
-            return first_json_types(file, compression, columns.kept)
+            types = first_json_types(file, compression, columns.kept)
+        return {name: pa.string() if _deep(kind) else kind for name, kind in types.items()}
     schema = parquet_schema(shard.path, storage)
     check_columns(shard.path, columns.all, schema.names)
     return {name: _stored(schema.field(name).type) for name in columns.kept}
@@ -104,4 +109,9 @@ def _stored(kind: pa.DataType) -> pa.DataType:
     """What a parquet column becomes in the table: dictionaries and wide strings turn plain."""
     if pa.types.is_dictionary(kind):
         return _stored(kind.value_type)
-    return pa.string() if is_text(kind) else kind
+    return pa.string() if is_text(kind) or _deep(kind) else kind
+
+
+def _deep(kind: pa.DataType, left: int = DEEPEST) -> bool:
+    below = [kind.field(i).type for i in range(kind.num_fields)]
+    return left == 0 or any(_deep(one, left - 1) for one in below)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import itertools
 import json
@@ -16,13 +15,12 @@ import pyarrow as pa
 
 from stella_ray.errors import BadShard
 from stella_ray.pipeline.cells import CorpusColumns, as_type, check_columns, not_utf8
+from stella_ray.streams import BOM, CsvText, lines, too_long, unpacked
 
 T = TypeVar("T")
 
 LONGEST_FIELD = 2**31 - 1
 """csv's own limit of 131,072 characters a field is below a long document."""
-
-BOM = b"\xef\xbb\xbf"
 
 LINES_FOR_TYPES = 256
 """Lines looked at for the types of kept columns."""
@@ -105,15 +103,6 @@ def _checked_text(
     return text, None
 
 
-def opened(file: IO[bytes], compression: str | None) -> IO[bytes]:
-    """The file's bytes, decompressed as a stream; of several members or frames, all are read."""
-    if compression == "gzip":
-        return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]
-    if compression == "zstd":
-        return io.BufferedReader(pa.input_stream(file, compression="zstd"))
-    return file
-
-
 def position(file: IO[bytes]) -> int | None:
     """Bytes of the shard read so far; None at its end, where Arrow's decompression closed it."""
     return None if file.closed else file.tell()
@@ -133,28 +122,28 @@ def read_jsonl(
         BadShard: no line of the first window is an object, has a column, or has text where text
             is expected.
     """
-    lines, objects = Lines(), _Objects()
+    found, objects = Lines(), _Objects()
     first = True
     damage: list[Exception] = []
-    for number, line in enumerate(_until_damaged(opened(file, compression), damage)):
+    for number, line in enumerate(_until_damaged(lines(unpacked(file, compression)), damage)):
         line = line.removeprefix(BOM) if number == 0 else line
-        if not line.strip():
+        if not line.strip() and not too_long(line):
             continue
         item, reason = _json_object(line)
         cells = tuple(item.get(column.name) for column in kept)
-        lines.add(number, item.get(columns.doc_id), item.get(columns.text), cells, reason)
-        lines.bytes += len(line)
+        found.add(number, item.get(columns.doc_id), item.get(columns.text), cells, reason)
+        found.bytes += len(line)
         if first:
             objects.add(item, columns, reason)
-        if len(lines.rows) >= limits[0] or lines.bytes >= limits[1]:
+        if len(found.rows) >= limits[0] or found.bytes >= limits[1]:
             if first:
                 objects.check(path, columns)
-            yield lines.table(kept), position(file)
-            lines, first = Lines(), False
-    if lines.rows:
+            yield found.table(kept), position(file)
+            found, first = Lines(), False
+    if found.rows:
         if first:
             objects.check(path, columns)
-        yield lines.table(kept), position(file)
+        yield found.table(kept), position(file)
     for error in damage:
         raise error
 
@@ -177,7 +166,7 @@ def first_json_types(
 ) -> dict[str, pa.DataType]:
     """The Arrow types of these columns in a shard's first lines; text where they disagree."""
     values: dict[str, list[Any]] = {name: [] for name in names}
-    for line in itertools.islice(opened(file, compression), LINES_FOR_TYPES):
+    for line in itertools.islice(lines(unpacked(file, compression)), LINES_FOR_TYPES):
         item, _ = _json_object(line.removeprefix(BOM))
         for name in names:
             values[name].append(item.get(name))
@@ -185,12 +174,14 @@ def first_json_types(
     for name, cells in values.items():
         try:
             types[name] = pa.array(cells).type
-        except (pa.ArrowException, ValueError, TypeError, OverflowError):
+        except (pa.ArrowException, ValueError, TypeError, OverflowError, RecursionError):
             types[name] = pa.string()
     return types
 
 
 def _json_object(line: bytes) -> tuple[dict[str, Any], str | None]:
+    if fault := too_long(line):
+        return {}, fault
     try:
         item = orjson.loads(line)
     except orjson.JSONDecodeError as error:
@@ -208,7 +199,7 @@ def _what_is_readable(line: bytes) -> dict[str, Any]:
     """What the forgiving parser makes of a faulty line, so that the reject can name its id."""
     try:
         item = json.loads(line.decode(errors="replace"), strict=False)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return item if isinstance(item, dict) else {}
 
@@ -268,15 +259,17 @@ def read_csv(
     csv.field_size_limit(LONGEST_FIELD)
     # surrogateescape keeps bytes that aren't UTF-8, so that a row can be told from its neighbours.
     with io.TextIOWrapper(
-        opened(file, compression), encoding="utf-8-sig", errors="surrogateescape", newline=""
+        unpacked(file, compression), encoding="utf-8-sig", errors="surrogateescape", newline=""
     ) as text:
-        reader = csv.reader(text, strict=True)
+        bounded = CsvText(text)
+        reader = csv.reader(bounded, strict=True)
         header = next(reader, [])
         check_columns(path, columns.all, header)
         doc_at, text_at = header.index(columns.doc_id), header.index(columns.text)
         kept_at = [header.index(column.name) for column in kept]
-        lines, row, damage = Lines(), 0, list[Exception]()
+        found, row, damage = Lines(), 0, list[Exception]()
         for cells in _until_damaged(reader, damage):
+            bounded.row_characters = 0
             if not cells:
                 continue  # an empty line is no row
             reason = None
@@ -284,13 +277,13 @@ def read_csv(
                 reason = f"{len(cells)} cells where the header has {len(header)}"
                 cells = (cells + [""] * len(header))[: len(header)]
             kept_cells = tuple(cells[i] for i in kept_at)
-            lines.add(row, cells[doc_at] or None, cells[text_at], kept_cells, reason)
-            lines.bytes += sum(len(cell.encode(errors="surrogateescape")) for cell in cells)
+            found.add(row, cells[doc_at] or None, cells[text_at], kept_cells, reason)
+            found.bytes += sum(len(cell.encode(errors="surrogateescape")) for cell in cells)
             row += 1
-            if len(lines.rows) >= limits[0] or lines.bytes >= limits[1]:
-                yield lines.table(kept), position(file)
-                lines = Lines()
-        if lines.rows:
-            yield lines.table(kept), position(file)
+            if len(found.rows) >= limits[0] or found.bytes >= limits[1]:
+                yield found.table(kept), position(file)
+                found = Lines()
+        if found.rows:
+            yield found.table(kept), position(file)
         for error in damage:
             raise error

@@ -13,8 +13,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-import ray.data
-from ray.data import Dataset
 
 from stella_ray.learn.overlap import OverlapIndex, Touch, touches
 from stella_ray.learn.reading import Example, read_examples
@@ -48,7 +46,7 @@ class Comparison:
     storage: StorageSettings
 
 
-def compare(files: Sequence[str], index: OverlapIndex, how: Comparison) -> Dataset:
+def compare(files: Sequence[str], index: OverlapIndex, how: Comparison) -> ray.data.Dataset:
     """What each training file has in common with the evaluation sets: `compare_files`'s words."""
     items = [{"number": i, "path": path} for i, path in enumerate(files)]
     tasks = ray.data.from_items(items, override_num_blocks=len(items))

@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
-import ray.data
-from ray.data import ActorPoolStrategy
 
 from stella_ray.encode.models import EncoderSettings
 from stella_ray.learn.bm25 import Statistics, best_in_part, numbers, score, statistics, vocabulary
@@ -80,7 +78,7 @@ def encoded(pairs: Pairs, settings: EncoderSettings, digest: str, pool: Pool) ->
             dataset,
             EncodePairs,
             fn_constructor_args=(settings, digest, pool.threads),
-            compute=ActorPoolStrategy(size=pool.encoders),
+            compute=ray.data.ActorPoolStrategy(size=pool.encoders),
             num_cpus=pool.cpus_per_encoder,
             num_gpus=pool.gpus_per_encoder or None,
             max_task_retries=pool.window_retries,

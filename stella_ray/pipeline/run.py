@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import ray
-import ray.data
-from ray.data.exceptions import ExecutionTimeoutError
 
 from stella_ray.encode.models import EncoderSettings
 from stella_ray.errors import IncompleteRun, TableError, stella_error_in
@@ -89,7 +87,7 @@ class Run:
                 ledger.keep_unseen()
             self.report.deleted = check_guards(ledger, self.guards, self.rejects.uri)
             self._last_commit(ledger)
-        except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
+        except (ray.exceptions.RayError, ray.data.exceptions.ExecutionTimeoutError) as error:
             _let_go(error)
             raise _as_person_reads_it(error) from error
         finally:

@@ -27,8 +27,11 @@ NIGHTS = 30
 WORKERS = ("read", "encode", "write")
 """Stages whose seconds are those of all workers together."""
 
-MOMENTS = {"first_receipt": "first block back", "first_batch": "first window encoded"}
-"""Seconds that say when something was, not how long it took."""
+MOMENTS = {
+    "first_receipt": ("first block back", "pipeline"),
+    "first_batch": ("first window encoded", "job"),
+}
+"""Seconds that say when something was, after whose start, not how long it took."""
 
 
 def run_page(report: Report, earlier: Sequence[Report]) -> str:
@@ -175,7 +178,9 @@ def _stages(seconds: Report) -> str:
         ]
         out += [table([title, "seconds", ""], rows)] if rows else []
     moments = [
-        f"{says} at {amount(seconds, n):,.1f} s" for n, says in MOMENTS.items() if n in seconds
+        f"{says} {amount(seconds, name):,.1f} s after the {whose}'s start"
+        for name, (says, whose) in MOMENTS.items()
+        if name in seconds
     ]
     out.append(f"<figcaption>{', '.join(moments)}</figcaption></figure>")
     return "".join(out)

@@ -178,6 +178,11 @@ def _read_parquet(
                 int(shard.bytes * (row + len(batch)) / total),
             )
             row += len(batch)
+    if row != parquet.metadata.num_rows:
+        raise BadShard(
+            f"{shard.path}: {row:,} rows where the footer counts {parquet.metadata.num_rows:,};"
+            " expected a whole file of that format, so export it again or take it out of the corpus"
+        )
 
 
 def check_types(path: str, schema: pa.Schema, columns: CorpusColumns) -> None:

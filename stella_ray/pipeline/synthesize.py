@@ -10,8 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
-import ray.data
-from ray.data import ActorPoolStrategy
+import ray
 
 from stella_ray.errors import SettingsError
 from stella_ray.learn.asking import PROMPT_VERSION, AskSettings, Request
@@ -218,7 +217,7 @@ class Synthesis:
             found = dataset.map_batches(
                 Ask,
                 fn_constructor_args=(self.url, self.ask, each),
-                compute=ActorPoolStrategy(size=askers),
+                compute=ray.data.ActorPoolStrategy(size=askers),
                 batch_size=None,
                 batch_format="pyarrow",
                 num_cpus=TASK_CPUS,

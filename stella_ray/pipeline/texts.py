@@ -54,12 +54,21 @@ class EncodeTexts(EncodeBlocks):
             raise ModelError(f"a text can't be embedded ({reason}): {rows[row][:60]!r}")
         return found.vectors
 
+    def ready(self) -> None:
+        """Return when the encoder is loaded.
+
+        Raises:
+            ModelError: it can't be.
+        """
+        self.loading.result()
+
 
 class Embedders:
     """Encoder actors that stay for many calls, and go with the `with` block.
 
     The first sets off with the block, to load beside what the caller prepares; more are started
-    where a call has windows for them.
+    where a call has windows for them. Each gets its first window when it has loaded: one that is
+    slow to start, or finds no room on the cluster, keeps nobody waiting.
 
     Args:
         settings: the encoder.
@@ -77,15 +86,17 @@ class Embedders:
     ) -> None:
         self.pool = pool
         self._arguments = (settings, digest, pool.threads, True, opened)
-        self._actors: list[Any] = []
+        self._ready: list[Any] = []
+        self._coming: dict[Any, Any] = {}
 
     def __enter__(self) -> Embedders:
-        self._actors.append(self._start())
+        self._start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        while self._actors:
-            ray.kill(self._actors.pop())
+        for actor in (*self._ready, *self._coming.values()):
+            ray.kill(actor)
+        self._ready, self._coming = [], {}
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Embed texts that have their prefixes already; equal ones once.
@@ -118,40 +129,45 @@ class Embedders:
         """Windows' members and vectors, as they come."""
         todo = list(windows(texts, self.pool))[::-1]  # pop() takes the longest
         worth = 1 + sum(map(len, texts)) // CHARACTERS_WORTH_AN_ENCODER
-        while len(self._actors) < min(self.pool.encoders, len(todo), worth):
-            self._actors.append(self._start())
+        wanted = min(self.pool.encoders, len(todo), worth)
+        for _ in range(wanted - len(self._ready) - len(self._coming)):
+            self._start()
         flying: dict[Any, tuple[np.ndarray, Any]] = {}
-        idle = self._actors * self.pool.windows_at_once
+        idle = self._ready * self.pool.windows_at_once
         try:
             while todo or flying:
                 while todo and idle:
                     members, actor = todo.pop(), idle.pop()
                     window = pa.array([texts[i] for i in members.tolist()], pa.large_string())
                     flying[actor.embed.remote(window)] = members, actor
-                yield self._next(flying, idle)
+                done = self._wait([*flying, *(self._coming if todo else ())])
+                if done in flying:
+                    members, actor = flying.pop(done)
+                    idle.append(actor)
+                    yield members, ray.get(done)
+                else:
+                    ray.get(done)
+                    self._ready.append(self._coming.pop(done))
+                    idle += self._ready[-1:] * self.pool.windows_at_once
         except ray.exceptions.RayActorError as error:
             raise IncompleteRun(
                 "the encoders' processes kept dying"
                 f" ({' '.join(str(error).split())[:200]}); look for a lack of memory"
             ) from error
 
-    def _next(
-        self, flying: dict[Any, tuple[np.ndarray, Any]], idle: list[Any]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The next window that is done; its encoder is idle then."""
-        done, _ = ray.wait(list(flying), timeout=self.pool.no_progress_seconds)
+    def _wait(self, calls: list[Any]) -> Any:
+        """The first call that is done."""
+        done, _ = ray.wait(calls, timeout=self.pool.no_progress_seconds)
         if not done:
             raise IncompleteRun(
                 f"no window was embedded for {self.pool.no_progress_seconds} seconds; expected one,"
                 " so see whether the cluster still has its nodes"
             )
-        members, actor = flying.pop(done[0])
-        idle.append(actor)
-        return members, ray.get(done[0])
+        return done[0]
 
-    def _start(self) -> Any:
-        """An actor that comes back when its process dies, and has its windows again."""
-        return (
+    def _start(self) -> None:
+        """Start an actor that comes back when its process dies, and has its windows again."""
+        actor = (
             ray.remote(EncodeTexts)
             .options(
                 num_cpus=self.pool.cpus_per_encoder,
@@ -162,6 +178,7 @@ class Embedders:
             )
             .remote(*self._arguments)
         )
+        self._coming[actor.ready.remote()] = actor
 
 
 def windows(texts: Sequence[str], pool: Pool) -> Iterator[np.ndarray]:

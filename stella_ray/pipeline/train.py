@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
-import ray.train
 
 from stella_ray.encode.models import EncoderSettings, find_encoder
 from stella_ray.errors import IncompleteRun, StellaError, stella_error_in
@@ -99,7 +98,8 @@ def train(
         StellaError: as a worker raised it.
         IncompleteRun: workers failed too often.
     """
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig
+    # Half a second and more, which `--help` needn't wait for; workers have it.
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.validation_config import ValidationConfig
 
@@ -128,7 +128,7 @@ def train(
         )
         try:
             result = trainer.fit()
-        except ray.train.TrainingFailedError as error:
+        except TrainingFailedError as error:
             raise _as_person_reads_it(error, run_folder) from None
     if isinstance(result.return_value, StellaError):
         raise result.return_value

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 
 import ray
-import ray.train
 
 from stella_ray.errors import SettingsError
 from stella_ray.learn.recipe import WorkerSettings
@@ -14,6 +13,8 @@ from stella_ray.pipeline.cluster import PoolSettings
 
 def scaling_of(workers: WorkerSettings, *, evaluates: bool) -> tuple[ray.train.ScalingConfig, int]:
     """Workers and the share of the cluster that each gets; and torch's threads in each."""
+    from ray.train import ScalingConfig
+
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cpus = sum(node.get("CPU", 0.0) for node in nodes)
     gpus = sum(node.get("GPU", 0.0) for node in nodes)
@@ -32,9 +33,7 @@ def scaling_of(workers: WorkerSettings, *, evaluates: bool) -> tuple[ray.train.S
             f" {cpus:g}; lower --workers or --cpus_per_worker"
         )
     share = {"CPU": each, **({"GPU": per_gpu} if per_gpu else {})}
-    scaling = ray.train.ScalingConfig(
-        num_workers=count, use_gpu=bool(per_gpu), resources_per_worker=share
-    )
+    scaling = ScalingConfig(num_workers=count, use_gpu=bool(per_gpu), resources_per_worker=share)
     return scaling, workers.threads or max(1, round(cpus / count) if not per_gpu else 1)
 
 

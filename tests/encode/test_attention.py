@@ -33,7 +33,7 @@ def load(kind: str, request: pytest.FixtureRequest, **settings: Any) -> Encoder:
 
 def pack(encoder: Encoder) -> Encoder:
     """Make an encoder on a CPU pack as it does on CUDA."""
-    model, pooling = encoder.forward.model, encoder.spec.pooling
+    model, pooling = encoder.forward.plain, encoder.spec.pooling
     model.set_attn_implementation(PACKED)
     encoder.forward = PackedForward(model, pooling, model.dtype)
     return encoder

@@ -32,7 +32,7 @@ def load(folder: Path, **how: Any) -> Encoder:
 
 def pack(encoder: Encoder) -> Encoder:
     """Make an encoder on a CPU pack as it does on CUDA."""
-    model, pooling = encoder.forward.model, encoder.spec.pooling
+    model, pooling = encoder.forward.plain, encoder.spec.pooling
     model.set_attn_implementation(PACKED)
     encoder.forward = PackedForward(model, pooling, model.dtype)
     return encoder

@@ -96,7 +96,7 @@ def test_all_questions_are_asked_also_those_without_a_place() -> None:
 def test_a_field_of_the_questions_can_say_which_to_ask() -> None:
     raw = raw_set(STARTS, wanted=True)
     raw.asked += raw_set([1]).asked
-    with pytest.raises(CorpusError, match="line 0: wanted is None, expected true or false"):
+    with pytest.raises(CorpusError, match="line 0: wanted is null, expected true or false"):
         names(raw, "wanted")
     raw.asked[-1:] = [Asked("other", "问", {0: 1}, {0: [("", 5)]}, {"wanted": False}, "line 9")]
     assert names(raw, "wanted") == {f"q{i}" for i in range(9)}

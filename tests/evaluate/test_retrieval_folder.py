@@ -87,7 +87,7 @@ BAD = {
         "corpus": [{"id": "d", "text": "甲"}]
     },
     "corpus.jsonl: the file is empty": {"corpus": []},
-    "queries.jsonl: line 1: the question is None": {"queries": [{"_id": "q0"}]},
+    "queries.jsonl: line 1: the question is null": {"queries": [{"_id": "q0"}]},
     "queries.jsonl: line 1: answer_start is '5', expected a number": {
         "queries": [{"_id": "q0", "text": "乙？", "answer_start": "5"}]
     },

@@ -45,8 +45,11 @@ class Night:
     def __init__(self, home: Path, encoder: Path) -> None:
         self.corpus, self.table, self.encoder = home / "corpus", home / "db/docs", encoder
 
-    def start(self, *more: str, **known: str) -> subprocess.Popen[str]:
-        words = [sys.executable, "jobs/embed.py", "--corpus", self.corpus, "--table", self.table]
+    def start(
+        self, *more: str, before: tuple[str, ...] = (), **known: str
+    ) -> subprocess.Popen[str]:
+        words = [sys.executable, *before, "jobs/embed.py"]
+        words += ["--corpus", self.corpus, "--table", self.table]
         words += ["--encoder.path", self.encoder, "--pool.window_rows", "16"]
         words += ["--pool.rows_per_commit", "16", "--max_delete_fraction", "1"]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
