@@ -18,7 +18,8 @@ from typing import Any
 import botocore.config
 import botocore.session
 
-from tests.s3_proxy import FaultProxy, free_port
+from tests.ports import free_port
+from tests.s3_proxy import FaultProxy
 
 __all__ = [
     "ACCESS_KEY",
@@ -27,7 +28,6 @@ __all__ = [
     "MotoServer",
     "WeedServer",
     "client",
-    "free_port",
 ]
 
 ACCESS_KEY, SECRET_KEY = "test", "testtest"

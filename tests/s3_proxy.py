@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import random
 import re
 import socket
 import struct
@@ -16,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from tests.ports import free_port
 from tests.s3_refusals import REFUSALS
 
 PIECE = 1 << 16
@@ -37,19 +37,6 @@ class Fault:
     done: int = 0
 
 
-def free_port() -> int:
-    """A loopback port where nothing listens, nor 10,000 above, where weed puts its gRPC."""
-    while True:
-        port = random.randint(12_000, 30_000)
-        try:
-            for number in (port, port + 10_000):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", number))
-        except OSError:
-            continue
-        return port
-
-
 class FaultProxy:
     """A proxy before an S3 endpoint that forwards all faithfully, except what it's told to break.
 
@@ -65,6 +52,7 @@ class FaultProxy:
     def __init__(self, upstream: str) -> None:
         self.upstream = urlsplit(upstream).netloc
         self.port = free_port()
+        self._held = _holding(self.port)  # while it is down, nobody else gets the port
         self.endpoint_url = f"http://127.0.0.1:{self.port}"
         self.counts: Counter[str] = Counter()
         self.seen: list[str] = []
@@ -80,6 +68,7 @@ class FaultProxy:
     def __exit__(self, *_: object) -> None:
         self.clear()
         self.down()
+        self._held.close()
 
     def up(self) -> None:
         """Listen (again)."""
@@ -146,6 +135,14 @@ class FaultProxy:
             return None, self._free
 
 
+def _holding(port: int) -> socket.socket:
+    """A socket that keeps the port but doesn't listen: connections are refused."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    held.bind(("127.0.0.1", port))
+    return held
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
@@ -155,6 +152,10 @@ class _Server(ThreadingHTTPServer):
         self.proxy = proxy
         self._open: set[socket.socket] = set()
         super().__init__(address, _Forward)
+
+    def server_bind(self) -> None:
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        super().server_bind()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         self._open.add(request)

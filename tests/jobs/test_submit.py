@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ import pytest
 
 from tests.conftest import make_encoder
 from tests.jobs.conftest import documents, rows_of
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -28,22 +28,12 @@ ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).with_name("ray")
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [int(one.getsockname()[1]) for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
 class Cluster:
     """A head node of two CPUs with ports and a folder of its own."""
 
     def __init__(self, folder: Path) -> None:
         # Another Ray on this machine, the test session's, has the usual ports.
-        self.gcs, self.dashboard, client, *agents = free_ports(6)
+        self.gcs, self.dashboard, client, *agents = [free_port() for _ in range(6)]
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
         self.environment |= {
             "RAY_AUTH_MODE": "disabled",
