@@ -61,7 +61,7 @@ def whole_lines(path: str, file: IO[bytes]) -> Iterator[bytes]:
 
 
 class CsvText:
-    """The text that csv parses, as an iterator of lines; one row can't fill the memory.
+    """The text that csv parses; one row can't fill the memory.
 
     Attributes:
         row_characters: since the caller last set it to 0, which it does behind each row.
@@ -71,21 +71,17 @@ class CsvText:
         self.text = text
         self.row_characters = 0
 
-    def __iter__(self) -> CsvText:
-        return self
-
-    def __next__(self) -> str:
-        """The next line.
+    def __iter__(self) -> Iterator[str]:
+        """Yield the lines; a generator, because csv would call a `__next__` of ours for each.
 
         Raises:
             csv.Error: the row is longer than `LONGEST_LINE`.
         """
-        line = self.text.readline(LONGEST_LINE + 1)
-        if not line:
-            raise StopIteration
-        self.row_characters += len(line)
-        if self.row_characters > LONGEST_LINE:
-            raise csv.Error(
-                f"a row is longer than {LONGEST_LINE:,} characters; a quote may be left open"
-            )
-        return line
+        readline = self.text.readline
+        while line := readline(LONGEST_LINE + 1):
+            self.row_characters += len(line)
+            if self.row_characters > LONGEST_LINE:
+                raise csv.Error(
+                    f"a row is longer than {LONGEST_LINE:,} characters; a quote may be left open"
+                )
+            yield line
