@@ -262,8 +262,8 @@ def ray_cluster(address: str) -> Iterator[Finding]:
         has = ray.cluster_resources()
         yield (
             "ok",
-            f"Ray: {address} with {len(nodes)} nodes, {has.get('CPU', 0):g} CPUs,"
-            f" {has.get('GPU', 0):g} GPUs",
+            f"Ray: {address} with {len(nodes)} node{'s' * (len(nodes) != 1)},"
+            f" {has.get('CPU', 0):g} CPUs, {has.get('GPU', 0):g} GPUs",
         )
 
 
