@@ -11,7 +11,8 @@ import pytest
 
 from stella_ray.pipeline.cells import CorpusColumns
 from stella_ray.pipeline.corpus import find_shards
-from stella_ray.pipeline.shards import read_shard, shard_format
+from stella_ray.pipeline.formats import shard_format
+from stella_ray.pipeline.shards import read_shard
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 CORPUS = str(EXAMPLES / "corpus")

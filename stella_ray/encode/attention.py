@@ -57,6 +57,8 @@ def packed_attention(
         raise RuntimeError(
             "packed attention needs cu_seq_lens_q, no mask and no dropout; this is a bug"
         )
+    if packing.get("sliding_window"):
+        raise RuntimeError("packed attention has no sliding window; this is a bug")
     q_THK, k_THK, v_THK = (x[0].transpose(0, 1) for x in (query, key, value))
     if q_THK.is_cuda:
         from torch.nn.attention.varlen import varlen_attn

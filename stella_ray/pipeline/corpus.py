@@ -16,15 +16,13 @@ import ray
 from stella_ray.errors import BadShard, CorpusError
 from stella_ray.pipeline.cells import CorpusColumns
 from stella_ray.pipeline.cluster import Pool, configure_data, keep_ray_data_quiet
+from stella_ray.pipeline.formats import format_of, readable_formats, shard_format
 from stella_ray.pipeline.shards import (
     BAD_FOR_A_LOOK,
-    COMPRESSIONS,
-    FORMATS,
     Shard,
     arrow_rows,
     bad_shard_row,
     read_shard,
-    shard_format,
 )
 from stella_ray.pipeline.stamps import stamp_of
 from stella_ray.storage import StorageSettings, absolute, filesystem
@@ -41,8 +39,6 @@ bytes no more."""
 ROWS_PER_READ = 8_192
 """Rows that are read and judged together, or fewer where they are long (`BYTES_PER_WINDOW`): in 512
 each costs twice as much."""
-
-_READABLE = f"{', '.join(FORMATS)} (each but parquet also with {' or '.join(COMPRESSIONS)})"
 
 
 def find_shards(corpus: Sequence[str], storage: StorageSettings = StorageSettings()) -> list[Shard]:
@@ -83,10 +79,10 @@ def _shards_of(item: str, storage: StorageSettings) -> list[Shard]:
     readable = [info for info in infos if shard_format(info["name"])]
     other = [info["name"] for info in infos if not shard_format(info["name"])]
     if other and named:
-        raise CorpusError(f"{other[0]}: not a format that is read here; expected {_READABLE}")
+        format_of(other[0])
     if not readable:
         raise CorpusError(
-            f"{item}: none of its {len(other)} files is a shard; expected {_READABLE}"
+            f"{item}: none of its {len(other)} files is a shard; expected {readable_formats()}"
         )
     if other:
         log.warning(

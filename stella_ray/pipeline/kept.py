@@ -9,9 +9,10 @@ import ray
 
 from stella_ray.errors import BadShard, SettingsError
 from stella_ray.pipeline.cells import CorpusColumns, check_columns
-from stella_ray.pipeline.lines import first_json_types
-from stella_ray.pipeline.reading import reading
-from stella_ray.pipeline.shards import BAD_FOR_A_LOOK, Shard, is_text, parquet_schema, shard_format
+from stella_ray.pipeline.columnar import is_text
+from stella_ray.pipeline.formats import FORMATS, format_of, shard_format
+from stella_ray.pipeline.reading import OpenShard, reading
+from stella_ray.pipeline.shards import BAD_FOR_A_LOOK, Shard
 from stella_ray.rows import RESERVED
 from stella_ray.storage import StorageSettings
 
@@ -93,20 +94,14 @@ def _types_of_first(
 def _first_types(
     shard: Shard, columns: CorpusColumns, storage: StorageSettings
 ) -> dict[str, pa.DataType]:
-    form, compression = shard_format(shard.path) or ("", None)
-    if form == "csv":
-        return dict.fromkeys(columns.kept, pa.string())
-    if form == "jsonl":
-        with reading(shard.path, form, storage) as file:
-            types = first_json_types(file, compression, columns.kept)
-        return {name: pa.string() if _deep(kind) else kind for name, kind in types.items()}
-    schema = parquet_schema(shard.path, storage)
-    check_columns(shard.path, columns.all, schema.names)
-    return {name: _stored(schema.field(name).type) for name in columns.kept}
+    form, compression = format_of(shard.path)
+    with reading(shard.path, form, storage) as file:
+        types = FORMATS[form].types(OpenShard(shard.path, file, shard.bytes, compression), columns)
+    return {name: _stored(types[name]) for name in columns.kept}
 
 
 def _stored(kind: pa.DataType) -> pa.DataType:
-    """What a parquet column becomes in the table: dictionaries and wide strings turn plain."""
+    """What a column becomes in the table: dictionaries and wide strings plain, deep ones text."""
     if pa.types.is_dictionary(kind):
         return _stored(kind.value_type)
     return pa.string() if is_text(kind) or _deep(kind) else kind

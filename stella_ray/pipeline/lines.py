@@ -8,13 +8,14 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 import orjson
 import pyarrow as pa
 
 from stella_ray.errors import BadShard
 from stella_ray.pipeline.cells import CorpusColumns, as_type, check_columns, not_utf8
+from stella_ray.pipeline.reading import OpenShard
 from stella_ray.streams import BOM, CsvText, lines, too_long, unpacked
 
 T = TypeVar("T")
@@ -103,19 +104,12 @@ def _checked_text(
     return text, None
 
 
-def position(file: IO[bytes]) -> int | None:
-    """Bytes of the shard read so far; None at its end, where Arrow's decompression closed it."""
-    return None if file.closed else file.tell()
-
-
 def read_jsonl(
-    path: str,
-    file: IO[bytes],
-    compression: str | None,
+    shard: OpenShard,
     columns: CorpusColumns,
     kept: Sequence[pa.Field],
     limits: tuple[int, int],
-) -> Iterator[tuple[pa.Table, int | None]]:
+) -> Iterator[tuple[pa.Table, int]]:
     """Yield windows and the shard's bytes read so far; a row's number is its line's, from 0.
 
     Raises:
@@ -125,7 +119,9 @@ def read_jsonl(
     found, objects = Lines(), _Objects()
     first = True
     damage: list[Exception] = []
-    for number, line in enumerate(_until_damaged(lines(unpacked(file, compression)), damage)):
+    for number, line in enumerate(
+        _until_damaged(lines(unpacked(shard.file, shard.compression)), damage)
+    ):
         line = line.removeprefix(BOM) if number == 0 else line
         if not line.strip() and not too_long(line):
             continue
@@ -137,13 +133,13 @@ def read_jsonl(
             objects.add(item, columns, reason)
         if len(found.rows) >= limits[0] or found.bytes >= limits[1]:
             if first:
-                objects.check(path, columns)
-            yield found.table(kept), position(file)
+                objects.check(shard.path, columns)
+            yield found.table(kept), shard.position()
             found, first = Lines(), False
     if found.rows:
         if first:
-            objects.check(path, columns)
-        yield found.table(kept), position(file)
+            objects.check(shard.path, columns)
+        yield found.table(kept), shard.position()
     for error in damage:
         raise error
 
@@ -161,14 +157,12 @@ def _until_damaged(items: Iterable[T], damage: list[Exception]) -> Iterator[T]:
         damage.append(error)
 
 
-def first_json_types(
-    file: IO[bytes], compression: str | None, names: Sequence[str]
-) -> dict[str, pa.DataType]:
-    """The Arrow types of these columns in a shard's first lines; text where they disagree."""
-    values: dict[str, list[Any]] = {name: [] for name in names}
-    for line in itertools.islice(lines(unpacked(file, compression)), LINES_FOR_TYPES):
+def jsonl_types(shard: OpenShard, columns: CorpusColumns) -> dict[str, pa.DataType]:
+    """The kept columns' Arrow types in a shard's first lines; text where they disagree."""
+    values: dict[str, list[Any]] = {name: [] for name in columns.kept}
+    for line in itertools.islice(lines(unpacked(shard.file, shard.compression)), LINES_FOR_TYPES):
         item, _ = _json_object(line.removeprefix(BOM))
-        for name in names:
+        for name in columns.kept:
             values[name].append(item.get(name))
     types = {}
     for name, cells in values.items():
@@ -241,13 +235,11 @@ class _Objects:
 
 
 def read_csv(
-    path: str,
-    file: IO[bytes],
-    compression: str | None,
+    shard: OpenShard,
     columns: CorpusColumns,
     kept: Sequence[pa.Field],
     limits: tuple[int, int],
-) -> Iterator[tuple[pa.Table, int | None]]:
+) -> Iterator[tuple[pa.Table, int]]:
     """Yield windows and the shard's bytes read so far; rows count from 0 behind the header.
 
     Quotes, commas and line ends in cells as RFC 4180 has them; UTF-8 with or without a mark.
@@ -259,12 +251,15 @@ def read_csv(
     csv.field_size_limit(LONGEST_FIELD)
     # surrogateescape keeps bytes that aren't UTF-8, so that a row can be told from its neighbours.
     with io.TextIOWrapper(
-        unpacked(file, compression), encoding="utf-8-sig", errors="surrogateescape", newline=""
+        unpacked(shard.file, shard.compression),
+        encoding="utf-8-sig",
+        errors="surrogateescape",
+        newline="",
     ) as text:
         bounded = CsvText(text)
         reader = csv.reader(bounded, strict=True)
         header = next(reader, [])
-        check_columns(path, columns.all, header)
+        check_columns(shard.path, columns.all, header)
         doc_at, text_at = header.index(columns.doc_id), header.index(columns.text)
         kept_at = [header.index(column.name) for column in kept]
         found, row, damage = Lines(), 0, list[Exception]()
@@ -281,9 +276,14 @@ def read_csv(
             found.bytes += sum(len(cell.encode(errors="surrogateescape")) for cell in cells)
             row += 1
             if len(found.rows) >= limits[0] or found.bytes >= limits[1]:
-                yield found.table(kept), position(file)
+                yield found.table(kept), shard.position()
                 found = Lines()
         if found.rows:
-            yield found.table(kept), position(file)
+            yield found.table(kept), shard.position()
         for error in damage:
             raise error
+
+
+def csv_types(shard: OpenShard, columns: CorpusColumns) -> dict[str, pa.DataType]:  # noqa: ARG001
+    """The kept columns' Arrow types: csv has nothing but text."""
+    return dict.fromkeys(columns.kept, pa.string())

@@ -7,6 +7,7 @@ import io
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import IO, Any
 
 import pyarrow as pa
@@ -70,6 +71,27 @@ class StoreFile(io.RawIOBase):
         if not self.closed:
             self._file.close()
         super().close()
+
+
+@dataclass(frozen=True)
+class OpenShard:
+    """A shard while it is read.
+
+    Attributes:
+        path: what messages call it.
+        file: its bytes, as they are stored.
+        bytes: how many.
+        compression: gzip, zstd or None, by its name.
+    """
+
+    path: str
+    file: IO[bytes]
+    bytes: int
+    compression: str | None = None
+
+    def position(self) -> int:
+        """Bytes read so far; all of them at the end, where Arrow's decompression closed it."""
+        return self.bytes if self.file.closed else self.file.tell()
 
 
 @contextmanager

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from stella_ray.pipeline.cells import CorpusColumns
-from stella_ray.pipeline.shards import BYTES_PER_WINDOW, Shard, arrow_rows, read_shard, shard_format
+from stella_ray.pipeline.formats import shard_format
+from stella_ray.pipeline.shards import BYTES_PER_WINDOW, Shard, arrow_rows, read_shard
 from stella_ray.rows import source
 
 Rows = list[dict[str, Any]]
