@@ -6,14 +6,19 @@ import gc
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Encoder", "__version__"]
+__all__ = ["Encoder", "EncoderSettings", "__version__"]
 
 if TYPE_CHECKING:
     from stella_ray.encode.encoder import Encoder
+    from stella_ray.encode.models import EncoderSettings
 
 
 def __getattr__(name: str) -> Any:
     """Import `Encoder` (and torch with it) only when it is asked for."""
+    if name == "EncoderSettings":
+        from stella_ray.encode.models import EncoderSettings
+
+        return EncoderSettings
     if name == "Encoder":
         # A fifth of what torch and transformers take to import goes to the garbage collector, which
         # looks again and again at what is there to stay.
